@@ -1,0 +1,175 @@
+"""What an argument must be: errors that name it, and arrays that the engine can work with.
+
+Wrong dtypes are TypeErrors, wrong shapes and options ValueErrors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+FLOATS = "float16, bfloat16, float32 or float64"
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Return whether `dtype` is the bfloat16 of ml_dtypes, which need not be installed."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether `dtype` is one of `FLOATS`, in any byte order."""
+    return dtype.newbyteorder("=") in (np.float16, np.float32, np.float64) or is_bfloat16(dtype)
+
+
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which elements of `dtype` are computed: float32 for the half types, else itself."""
+    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+
+
+def float_array(name: str, value: Any) -> np.ndarray:
+    """Return `value` as an aligned array of a float dtype in native byte order; integers and booleans as float64."""
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    if not is_float(array.dtype):
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be {FLOATS}, or integers")
+    if not array.dtype.isnative or not array.flags.aligned:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def like_input(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return `value` as an array of real numbers in `dtype`, itself where it is one."""
+    array = float_array(name, value)
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def index_array(name: str, value: Any) -> np.ndarray:
+    """Return `value` as an aligned array of class indices in their own integer dtype and native byte order."""
+    array = np.asarray(value)
+    if array.size == 0 and not isinstance(value, np.ndarray):
+        return array.astype(np.int64)  # NumPy makes float64 of an empty list
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}; class indices must be integers")
+    if not array.dtype.isnative or not array.flags.aligned:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def reduction_option(reduction: str, allowed: Sequence[str] = ("mean", "sum", "none")) -> None:
+    if reduction not in allowed:
+        names = ", ".join(repr(name) for name in allowed)
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {names}")
+
+
+def smoothing_option(label_smoothing: float) -> float:
+    """Return `label_smoothing` as a float of [0, 1]."""
+    try:
+        smoothing = float(label_smoothing)
+    except (TypeError, ValueError):
+        raise TypeError(f"label_smoothing is {label_smoothing!r}; it must be a number") from None
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie between 0 and 1")
+    return smoothing
+
+
+def index_option(name: str, value: Any) -> int:
+    """Return `value` as an int that fits into 64 bits."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"{name} is {index}; it must fit into 64 bits")
+    return index
+
+
+def class_axis(input: np.ndarray) -> int:
+    """Return the class axis of logits of shape (C,) or (N, C, d1, ..., dK)."""
+    if input.ndim == 0:
+        raise ValueError("input has no dimensions; it must have shape (C,) or (N, C, d1, ..., dK)")
+    return min(input.ndim - 1, 1)
+
+
+def axis_option(axis: Any, ndim: int) -> int:
+    """Return `axis` as an index of [0, ndim)."""
+    index = index_option("axis", axis)
+    if not -ndim <= index < ndim:
+        raise np.exceptions.AxisError(index, ndim)
+    return index % ndim
+
+
+def same_shape(name: str, array: np.ndarray, shape: tuple[int, ...], of: str) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; {of} needs {shape}")
+
+
+def class_weights(weight: Any, classes: int, dtype: np.dtype[Any]) -> np.ndarray | None:
+    """Return `weight`, one per class, as a contiguous array of the accumulator of `dtype`."""
+    if weight is None:
+        return None
+    array = float_array("weight", weight)
+    same_shape("weight", array, (classes,), f"an input of {classes} classes")
+    return np.ascontiguousarray(array, accumulator(dtype))
+
+
+def class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
+    """Return `target` as class indices of the rows of `input`, whose classes lie along `axis`."""
+    array = index_array("target", target)
+    same_shape("target", array, input.shape[:axis] + input.shape[axis + 1 :], f"an input of shape {input.shape}")
+    return array
+
+
+def class_target(target: Any, input: np.ndarray, axis: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return (class indices, None) or, where `target` is of the input's shape, (None, class probabilities)."""
+    array = np.asarray(target)
+    if array.shape != input.shape:
+        return class_indices(target, input, axis), None
+    if not is_float(array.dtype):
+        raise TypeError(
+            f"target has dtype {array.dtype} and the input's shape {array.shape}, that of class probabilities; "
+            f"they must be {FLOATS}"
+        )
+    return None, like_input("target", array, input.dtype)
+
+
+def element_target(target: Any, input: np.ndarray) -> np.ndarray:
+    """Return `target` in the dtype of `input`, whose shape it must have."""
+    array = like_input("target", target, input.dtype)
+    same_shape("target", array, input.shape, "the input")
+    return array
+
+
+def broadcast_weights(name: str, weight: Any, input: np.ndarray) -> np.ndarray | None:
+    """Return `weight` in the dtype of `input`, broadcast to its shape without a copy of that size."""
+    if weight is None:
+        return None
+    array = like_input(name, weight, input.dtype)
+    try:
+        return np.broadcast_to(array, input.shape)
+    except ValueError:
+        raise ValueError(f"{name} has shape {array.shape}; it must broadcast to the input's {input.shape}") from None
+
+
+def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
+    """Return `out` if a result of `shape` and `dtype` can be written to it."""
+    if out is None:
+        return None
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is of type {type(out).__name__}; it must be a NumPy array")
+    if out.dtype != dtype:
+        raise TypeError(f"out has dtype {out.dtype}; it must have that of the result, {dtype}")
+    same_shape("out", out, shape, "the result")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; it must be writable")
+    return out
+
+
+def gradient_output(out: Any, return_grad: bool, input: np.ndarray) -> np.ndarray | None:
+    """Return `out` if the gradient by `input` can be written to it."""
+    if out is not None and not return_grad:
+        raise ValueError("out receives the gradient, so it needs return_grad=True")
+    return output(out, input.shape, input.dtype)

@@ -1,0 +1,356 @@
+"""Allocate, choose the kernel for the layout, run it, reduce: what the NumPy functions and the torch ones stand on.
+
+Arguments are arrays that `_checks` has passed. Which kernel serves which cross-entropy or softmax:
+
+| classes              | of a row                  | kernel                 |
+| -------------------- | ------------------------- | ---------------------- |
+| side by side         | 48 and more               | `cross_entropy_rows`   |
+| side by side         | 262,144 and more          | `cross_entropy_chunks` |
+| side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
+| anywhere             | any other number          | `cross_entropy_tiles`  |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastloss import _checks, _layout, _reduction
+
+ROWS_FROM = 48
+"""From so many classes on, lanes over the classes of a row are faster than lanes over rows."""
+
+CHUNKS_FROM = 1 << 18
+"""From so many classes on, the threads share each row: its exponentials would no longer fit in a thread's cache."""
+
+FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
+"""Fewer rows than this would not keep many threads busy, so they share rows from so many classes on."""
+
+CHUNKS = 2048
+"""A row is cut into at most so many chunks: their statistics take 64 KiB."""
+
+TILE_ELEMENTS = 1 << 13
+"""A tile fits in the first-level cache: 32 KiB of float32."""
+
+TILE_CLASSES = 1 << 17
+"""Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
+
+STREAMED_BYTES = 1 << 23
+"""Outputs from this size on bypass the caches, which they would only flush."""
+
+
+@functools.cache
+def _lazy() -> SimpleNamespace:
+    """Return the kernels. They import Numba, which takes four times as long as NumPy, so the first call does."""
+    from fastloss import _threads
+    from fastloss._kernels import bce, cross_entropy, cross_entropy_tiles, nll, pointwise, softmax, targets
+
+    elements = {
+        "binary_cross_entropy": bce.bce,
+        "binary_cross_entropy_with_logits": bce.bce_with_logits,
+        "mse_loss": pointwise.mse,
+        "kl_div": pointwise.kl_div,
+        "kl_div_of_logs": pointwise.kl_div_of_logs,
+        "sigmoid": pointwise.sigmoid_of,
+        "log_sigmoid": pointwise.log_sigmoid_of,
+    }
+    return SimpleNamespace(
+        threads=_threads, bce=bce, ce=cross_entropy, tiles=cross_entropy_tiles, nll=nll, pointwise=pointwise,
+        targets=targets, softmax=softmax, elements=elements,
+    )  # fmt: skip
+
+
+def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    interface = a.__array_interface__, b.__array_interface__
+    return a.strides == b.strides and interface[0]["data"][0] == interface[1]["data"][0]
+
+
+def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
+    """Return where to write a result in the memory order of `input`: `out` itself where a kernel can write to it.
+
+    It can be the input, but must not overlap it, or any other operand, in another way.
+    """
+    if out is None:
+        return np.empty_like(input, subok=False)
+    overlaps = [np.may_share_memory(out, other) for other in others if other is not None]
+    overlaps.append(np.may_share_memory(out, input) and not _same_memory(out, input))
+    return out if out.flags.aligned and not any(overlaps) else np.empty_like(input, subok=False)
+
+
+def _delivered(buffer: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """Return `out` with the contents of `buffer`, or `buffer` where there is no `out`."""
+    if out is None or out is buffer:
+        return buffer
+    out[...] = buffer
+    return out
+
+
+def _streamed(*outputs: np.ndarray | None) -> bool:
+    return any(output is not None and output.nbytes >= STREAMED_BYTES for output in outputs)
+
+
+def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
+    """Raise the IndexError of the first class index that is out of range."""
+    for position in np.ndindex(target.shape):
+        value = int(target[position])
+        if value != ignore_index and not 0 <= value < classes:
+            where = f"[{', '.join(map(str, position))}]" if position else ""
+            raise IndexError(f"target{where} is {value}, but there are {classes} classes")
+
+
+def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
+    """Return the sum of the weights of the targets; raise the IndexError of the first one that is out of range."""
+    k = _lazy()
+    view = _layout.writable(target.reshape(1, -1))
+    length = k.threads.block_length(target.size, 1)
+    blocks = k.threads.block_count(target.size, length)
+    sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
+    k.threads.run(k.targets.survey_targets, target.size, view, classes, ignore_index, weight, length, sums, invalid)
+    if invalid.any():
+        _raise_invalid(target, classes, ignore_index)
+    return float(sums.sum())
+
+
+class _RowWork(NamedTuple):
+    """What a kernel of rows computes, beside the layout: see `cross_entropy_rows`."""
+
+    target: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    class_weight: np.ndarray | None = None
+    ignore_index: int = 0
+    keep_share: float = 1.0
+    spread: float | None = None
+    scale: float = 1.0
+    gradient: np.ndarray | None = None
+    log_softmax: np.ndarray | None = None
+    per_row: bool = False
+    of_logits: bool = True
+    """False where the input holds log-probabilities already."""
+
+
+def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run the kernel of the table above; return (sums of the losses by blocks, the loss of each row if asked for)."""
+    if input.size == 0:
+        shape = input.shape[:axis] + input.shape[axis + 1 :]
+        return np.zeros(1), np.zeros(shape) if work.per_row else None
+    shaped = [array for array in (input, work.probabilities, work.gradient, work.log_softmax) if array is not None]
+    layout = _layout.rows(shaped, axis)
+    side_by_side = all(array.strides[axis] == array.itemsize for array in shaped)
+    if layout is None or (input.shape[axis] > TILE_CLASSES and not side_by_side):
+        return _run_copied_rows(input, axis, work)
+
+    x = layout.view(input)
+    outer, classes, inner = x.shape
+    rows = outer * inner
+    target = None if work.target is None else layout.batch(work.target, input)
+    probabilities, gradient, log_softmax = (
+        None if array is None else layout.view(array) for array in (work.probabilities, work.gradient, work.log_softmax)
+    )
+    loss = np.empty((outer, inner), _checks.accumulator(input.dtype)) if work.per_row else None
+    arguments: tuple[Any, ...] = (
+        x, target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.scale,
+    )  # fmt: skip
+    outputs: tuple[Any, ...] = (gradient, log_softmax, loss)
+    streamed = _streamed(work.gradient, work.log_softmax)
+    k = _lazy()
+    block_length, block_count = k.threads.block_length, k.threads.block_count
+    settings: tuple[Any, ...]
+    if not work.of_logits:
+        length = block_length(rows, classes)
+        sums = np.empty(block_count(rows, length))
+        kernel, settings = k.nll.nll_rows, (streamed, length)
+        arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
+    elif not side_by_side or classes < ROWS_FROM:
+        tile_rows = min(max(TILE_ELEMENTS // classes // 8, 1), 16, -(-inner // 8)) * 8
+        tiles = outer * -(-inner // tile_rows)
+        length = block_length(tiles, tile_rows * classes)
+        sums = np.empty(block_count(tiles, length))
+        kernel, settings = k.tiles.cross_entropy_tiles, (tile_rows, length)
+    elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
+        chunk = max(-(-classes // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
+        statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))
+        sums = np.empty(rows)
+        kernel, settings = k.ce.cross_entropy_chunks, (streamed, chunk, statistics, results)
+    else:
+        length = block_length(rows, classes)
+        sums = np.empty(block_count(rows, length))
+        kernel, settings = k.ce.cross_entropy_rows, (streamed, length)
+    k.threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)
+    return sums, None if loss is None else layout.unbatch(loss, input)
+
+
+def _run_copied_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
+    """Do what `_run_rows` does for arrays that no kernel can walk, on copies with the classes side by side."""
+
+    def classes_last(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(array, axis, -1))
+
+    copies: dict[str, Any] = {}
+    if work.probabilities is not None:
+        copies["probabilities"] = classes_last(work.probabilities)
+    moved = classes_last(input)
+    outputs = {"gradient": work.gradient, "log_softmax": work.log_softmax}
+    copies |= {name: np.empty_like(moved) for name, out in outputs.items() if out is not None}
+    result = _run_rows(moved, input.ndim - 1, work._replace(**copies))
+    for name, out in outputs.items():
+        if out is not None:
+            out[...] = np.moveaxis(copies[name], -1, axis)
+    return result
+
+
+def _losses(sums: np.ndarray, losses: np.ndarray | None, divisor: float, dtype: np.dtype[Any]) -> Any:
+    """Return the reduced loss in `dtype`, or the losses where they are not reduced."""
+    if losses is None:
+        return _reduction.reduced(sums, divisor, dtype)
+    with np.errstate(over="ignore"):
+        return losses.astype(dtype, copy=False)[()]
+
+
+def class_loss(
+    input: np.ndarray,
+    target: np.ndarray | None,
+    probabilities: np.ndarray | None,
+    weight: np.ndarray | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    return_grad: bool,
+    out: np.ndarray | None,
+    of_logits: bool = True,
+) -> tuple[Any, np.ndarray | None]:
+    """Return (loss, gradient or None) for class indices `target` or, where that is None, for `probabilities`.
+
+    The loss is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities.
+    """
+    axis = _checks.class_axis(input)
+    classes = input.shape[axis]
+    spread: float | None = label_smoothing / max(classes, 1)
+    if target is None:
+        mean_over = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))
+    else:
+        mean_over = _valid_weight(target, classes, ignore_index, weight)
+        if label_smoothing == 0.0:
+            spread = None
+    divisor = _reduction.denominator(reduction, mean_over, 1)
+    gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
+    work = _RowWork(
+        target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, _reduction.ratio(1.0, divisor),
+        gradient, None, reduction == "none", of_logits,
+    )  # fmt: skip
+    sums, losses = _run_rows(input, axis, work)
+    grad = None if gradient is None else _delivered(gradient, out)
+    return _losses(sums, losses, divisor, input.dtype), grad
+
+
+def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
+    buffer = _buffer(out, input)
+    _run_rows(input, axis, _RowWork(log_softmax=buffer))
+    return _delivered(buffer, out)
+
+
+def softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
+    """Return the softmax, which is the gradient of the log-sum-exp."""
+    buffer = _buffer(out, input)
+    _run_rows(input, axis, _RowWork(gradient=buffer))
+    return _delivered(buffer, out)
+
+
+def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
+    losses = _run_rows(input, axis, _RowWork(per_row=True))[1]
+    assert losses is not None
+    if input.shape[axis] == 0:
+        losses[...] = -np.inf
+    unclear = np.isnan(losses)
+    if unclear.any():  # a nan among the logits, or an infinity: its difference from the maximum, itself, is nan
+        highest = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
+        losses[unclear] = np.where(np.isposinf(highest), highest, np.nan)
+    result = losses.astype(input.dtype, copy=False)
+    return result[()] if out is None else _delivered(result, out)
+
+
+def element_loss(
+    name: str,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None,
+    pos_weight: np.ndarray | None,
+    reduction: str,
+    mean_over: float,
+    return_grad: bool,
+    out: np.ndarray | None,
+) -> tuple[Any, np.ndarray | None]:
+    """Return (loss, gradient or None) of the kernel `name`, all arrays being of the input's shape and dtype."""
+    batch = input.shape[0] if input.ndim else 1
+    divisor = _reduction.denominator(reduction, mean_over, batch)
+    gradient = _buffer(out, input, target, weight, pos_weight) if return_grad else None
+    losses = np.empty_like(input, subok=False) if reduction == "none" else None
+    scale = _reduction.ratio(1.0, divisor)
+    sums = _run_elements(name, input, (target, weight, pos_weight), scale, losses, gradient)
+    grad = None if gradient is None else _delivered(gradient, out)
+    return _losses(sums, losses, divisor, input.dtype), grad
+
+
+def element_function(name: str, input: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """Return the values of the kernel `name` at `input`."""
+    buffer = _buffer(out, input)
+    _run_elements(name, input, (None, None, None), 1.0, buffer, None)
+    return _delivered(buffer, out)
+
+
+def _run_elements(
+    name: str,
+    input: np.ndarray,
+    operands: tuple[np.ndarray | None, ...],
+    scale: float,
+    value: np.ndarray | None,
+    gradient: np.ndarray | None,
+) -> np.ndarray:
+    """Run the kernel `name` of elements; return the sums of its values by blocks."""
+    if input.size == 0:
+        return np.zeros(1)
+    k = _lazy()
+    dense_gradient, dense_value = _dense(gradient, input), _dense(value, input)
+    x, others, outputs = _layout.elements(input, operands, (dense_value, dense_gradient))
+    length, count = _unit_blocks(x)
+    sums = np.empty(count)
+    k.threads.run(
+        k.elements[name], input.size, x, *others, scale, _streamed(dense_value, dense_gradient), length, *outputs, sums,
+    )  # fmt: skip
+    for dense, output in ((dense_value, value), (dense_gradient, gradient)):
+        if dense is not None:
+            _delivered(dense, output)
+    return sums
+
+
+def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:
+    """Return `output`, or another buffer where it is not in the memory order of `input` without gaps."""
+    if output is None or _layout.is_dense_like(output, input):
+        return output
+    return np.empty_like(input, subok=False)
+
+
+def _unit_blocks(x: np.ndarray) -> tuple[int, int]:
+    """Return (units of work of a block, number of blocks) of an (outer, middle, inner) array."""
+    k = _lazy()
+    units = x.shape[0] * x.shape[1] * -(-x.shape[2] // k.pointwise.PIECE)
+    length = k.threads.block_length(units, min(x.shape[2], k.pointwise.PIECE))
+    return length, k.threads.block_count(units, length)
+
+
+def check_unit_interval(name: str, array: np.ndarray) -> None:
+    """Raise the ValueError of the first element of `array` that is not in [0, 1]."""
+    if array.size == 0:
+        return
+    k = _lazy()
+    x, _, _ = _layout.elements(array, (), ())
+    length, count = _unit_blocks(x)
+    outside = np.empty(count)
+    k.threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
+    if outside.any():
+        position = tuple(map(int, np.argwhere(~((array >= 0) & (array <= 1)))[0]))
+        where = f"[{', '.join(map(str, position))}]" if position else ""
+        raise ValueError(f"{name}{where} is {array[position]}; it must lie between 0 and 1")

@@ -1,0 +1,83 @@
+"""Binary cross-entropy of probabilities and of logits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from fastloss._kernels._jit import inlined, kernel
+from fastloss._kernels._simd import constant, select
+from fastloss._kernels.elementary import decay, log, log1p, log1p_of_fraction
+from fastloss._kernels.pointwise import pointwise_block
+
+LOG_FLOOR = -100.0
+"""torch.nn.BCELoss clamps its logarithms here, so that its loss is finite."""
+
+VARIANCE_FLOOR = 1e-12
+"""torch's derivative of BCELoss (binary_cross_entropy_backward) divides by at least this."""
+
+
+@inlined
+def _of_probabilities(x, target, pos_weight):
+    one, floor = constant(x, 1), constant(x, LOG_FLOOR)
+    log_x, log_rest = log(x), log1p(-x)
+    log_x, log_rest = select(log_x < floor, floor, log_x), select(log_rest < floor, floor, log_rest)
+    variance = x * (one - x)
+    variance = select(variance < VARIANCE_FLOOR, constant(x, VARIANCE_FLOOR), variance)
+    return -(target * log_x + (one - target) * log_rest), (x - target) / variance
+
+
+@inlined
+def _of_logits(x, target, pos_weight):
+    """(1 - t) x + (1 + (p - 1) t) softplus(-x), without the cancellation of its terms where the loss is small.
+
+    At infinite logits it is what torch's order of these operations gives, nan included: see x - x.
+    """
+    zero, one = constant(x, 0), constant(x, 1)
+    positive = x > zero
+    e = decay(x)
+    log_one_plus = log1p_of_fraction(e)
+    larger = one / (one + e)
+    smaller = e * larger
+    loss = select(positive, (one - target) * x, (x - x) - target * x) + log_one_plus
+    label_share = target
+    if pos_weight is not None:
+        loss = loss + (pos_weight - one) * target * (log_one_plus + select(positive, zero, -x))
+        label_share = pos_weight * target
+    probability, rest = select(positive, larger, smaller), select(positive, smaller, larger)
+    return loss, (one - target) * probability - label_share * rest
+
+
+@inlined
+def _outside_unit(x, target, pos_weight):
+    zero, one = constant(x, 0), constant(x, 1)
+    return select((x >= zero) & (x <= one), zero, one), x
+
+
+@kernel
+def bce(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """-t log(x) - (1 - t) log(1 - x), of probabilities x; the arguments are those of `mse`."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _of_probabilities, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def bce_with_logits(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """(1 - t) x + (1 + (p - 1) t) log(1 + e**-x), of logits x; the arguments are those of `mse`."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _of_logits, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def count_outside_unit(x, units_per_block, out_count):
+    """Count the elements of a 3-D `x` that are not in [0, 1], nan among them, by blocks like those of `mse`."""
+    for block in prange(out_count.size):
+        out_count[block] = pointwise_block(
+            _outside_unit, np.int64(block), units_per_block, x, None, None, None, 1.0, False, None, None
+        )

@@ -1,0 +1,252 @@
+"""Cross-entropy, log-sum-exp and softmax where the classes of a row lie side by side in memory.
+
+One pass over the row gives its loss and its gradient. With p the softmax of the logits x, w the class weights, e the
+label smoothing and q[c] = w[c] ((1 - e) t[c] + e / C) the target, the loss is the sum over c of -q[c] log(p[c]) and its
+gradient mass p[c] - q[c], where mass is the sum of q. For a class index y the target t is one at y, and the part
+(1 - e) w[y] of the loss and the gradient at y come from the sum of the *other* classes' exponentials, so that nothing
+cancels when the label is all but certain. Without any target the loss is the log-sum-exp, with the softmax as gradient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from fastloss._kernels._jit import inlined, kernel, shared
+from fastloss._kernels._simd import fence, keep, load_one, pointer
+from fastloss._kernels.elementary import exp, log, log1p
+from fastloss._kernels.softmax import (
+    BLOCK,
+    maximum_and_sum,
+    merge,
+    row_buffer,
+    soft_sums,
+    soft_target,
+    write_gradient,
+    write_log_softmax,
+    write_zeros,
+)
+from fastloss._kernels.targets import class_index, weight_of
+
+
+@inlined
+def _label_terms(source, class_weight, keep_share, spread, label):
+    """Return (logit, weight of the label alone, the smoothing's share of the target) at the class `label`."""
+    weight = weight_of(class_weight, label)
+    return np.float64(load_one(source, label)), keep_share * weight, _smoothing_share(spread, weight)
+
+
+@inlined
+def _smoothing_share(spread, weight):
+    return 0.0 if spread is None else spread * weight
+
+
+@inlined
+def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth):
+    """Return (loss, factor, gradient at the label, log of the sum of e**(x - highest)) of a row, all in float64.
+
+    `rest` is that sum without the label's term, `mass` and `dot` are the `soft_sums` relative to `highest`, `logit`,
+    `hard` and `smooth` the `_label_terms`. Elsewhere the gradient is factor e**(x - highest) - scale q.
+    """
+    if target is None:
+        total, loss, at_label = rest, 0.0, 0.0
+    else:
+        offset = logit - highest
+        e = exp(offset)
+        total = rest + e
+        # Where the label is the maximum e is 1 and the loss log1p(rest); else the loss is at least log(2).
+        loss = hard * (log1p(rest + (e - 1.0)) - offset)
+        at_label = scale * ((mass * e - hard * rest) / total - smooth)
+    log_total = log(total)
+    if spread is not None:
+        loss += mass * log_total - dot
+    elif target is None:
+        loss, hard = highest + log_total, 1.0
+    return loss, scale * (hard + mass) / total, at_label, log_total
+
+
+@shared
+def _rows(
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming,
+    out_gradient, out_log_softmax, out_loss,
+):  # fmt: skip
+    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
+    classes, inner = x.shape[1], x.shape[2]
+    references = np.empty((classes + BLOCK - 1) // BLOCK)
+    buffer = row_buffer(x, out_gradient)
+    exponentials = pointer(buffer, (0,))
+    loss_sum = 0.0
+    for row in range(first, last):
+        o = row // inner
+        i = row - o * inner
+        source = pointer(x, (o, 0, i))
+        out = pointer(out_gradient, (o, 0, i))
+        label, logit, hard, smooth, mass, dot = -1, 0.0, 0.0, 0.0, 0.0, 0.0
+        if target is not None:
+            label = class_index(target, o, i, classes, ignore_index)
+            if label < 0:
+                if out_gradient is not None:
+                    write_zeros(out, 0, classes, streaming)
+                if out_loss is not None:
+                    out_loss[o, i] = 0.0
+                continue
+            logit, hard, smooth = _label_terms(source, class_weight, keep_share, spread, label)
+        highest, rest = maximum_and_sum(source, exponentials, references, 0, classes, label)
+        soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
+        if spread is not None:
+            mass, dot = soft_sums(source, soft, 0, classes, highest)
+        loss, factor, at_label, log_total = _finish(
+            target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
+        )
+        loss_sum += loss
+        if out_loss is not None:
+            out_loss[o, i] = loss
+        if out_log_softmax is not None:
+            write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), 0, classes, streaming)
+        if out_gradient is not None:
+            for block in range(references.size):
+                start, stop = block * BLOCK, min((block + 1) * BLOCK, classes)
+                block_factor = factor * exp(references[block] - highest)
+                write_gradient(
+                    source, exponentials, 0.0, block_factor, scale, soft, label, at_label, out, start, stop, streaming
+                )
+    keep(buffer)
+    if streaming:
+        fence()
+    return loss_sum
+
+
+@kernel
+def cross_entropy_rows(
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, rows_per_block,
+    out_gradient, out_log_softmax, out_loss, out_loss_sum,
+):  # fmt: skip
+    """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
+
+    `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
+    and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_loss_sum[b]` is the sum of the
+    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities, and
+    `keep_share` is 1 - e. A row whose target is `ignore_index` (or out of range) is not read; its loss and gradient
+    are 0. Each thread needs one row of memory beside its outputs.
+    """
+    rows = x.shape[0] * x.shape[2]
+    for block in prange(out_loss_sum.size):
+        first = np.int64(block) * rows_per_block
+        out_loss_sum[block] = _rows(
+            first, min(first + rows_per_block, rows), x, target, probabilities, class_weight, ignore_index, keep_share,
+            spread, scale, streaming, out_gradient, out_log_softmax, out_loss,
+        )  # fmt: skip
+
+
+@shared
+def _sum_chunk(
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics
+):  # fmt: skip
+    """Fill statistics[unit] with (maximum, sum without the label's term, mass, dot) of a chunk of a row's classes."""
+    classes, inner = x.shape[1], x.shape[2]
+    row = unit // statistics.shape[1]
+    start = (unit - row * statistics.shape[1]) * chunk
+    stop = min(start + chunk, classes)
+    o = row // inner
+    i = row - o * inner
+    source = pointer(x, (o, 0, i))
+    label = -1
+    if target is not None:
+        label = class_index(target, o, i, classes, ignore_index)
+    highest, total = maximum_and_sum(source, None, None, start, stop, label)
+    mass, dot = 0.0, 0.0
+    if spread is not None:
+        soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
+        mass, dot = soft_sums(source, soft, start, stop, 0.0 if highest == -np.inf else highest)
+    of_unit = statistics[row, start // chunk]
+    of_unit[0], of_unit[1], of_unit[2], of_unit[3] = highest, total, mass, dot
+
+
+@shared
+def _finish_row(
+    row, x, target, class_weight, ignore_index, keep_share, spread, scale, statistics, results, out_loss
+):  # fmt: skip
+    """Fill results[row] with (highest, factor, gradient at the label, log of the sum); return the row's loss."""
+    classes, inner = x.shape[1], x.shape[2]
+    o = row // inner
+    i = row - o * inner
+    label, logit, hard, smooth = -1, 0.0, 0.0, 0.0
+    if target is not None:
+        label = class_index(target, o, i, classes, ignore_index)
+        if label < 0:
+            if out_loss is not None:
+                out_loss[o, i] = 0.0
+            return 0.0
+        logit, hard, smooth = _label_terms(pointer(x, (o, 0, i)), class_weight, keep_share, spread, label)
+    highest, rest, mass, dot = -np.inf, 0.0, 0.0, 0.0
+    for chunk in range(statistics.shape[1]):
+        highest, rest = merge(highest, rest, statistics[row, chunk, 0], statistics[row, chunk, 1])
+    for chunk in range(statistics.shape[1]):
+        reference = 0.0 if statistics[row, chunk, 0] == -np.inf else statistics[row, chunk, 0]
+        mass += statistics[row, chunk, 2]
+        dot += statistics[row, chunk, 3] + statistics[row, chunk, 2] * (reference - highest)
+    loss, factor, at_label, log_total = _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth)
+    of_row = results[row]
+    of_row[0], of_row[1], of_row[2], of_row[3] = highest, factor, at_label, log_total
+    if out_loss is not None:
+        out_loss[o, i] = loss
+    return loss
+
+
+@shared
+def _write_chunk(
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, chunk, chunks,
+    results, out_gradient, out_log_softmax,
+):  # fmt: skip
+    """Write the gradient or the log-softmax of a chunk of a row's classes, by the row's `results`."""
+    classes, inner = x.shape[1], x.shape[2]
+    row = unit // chunks
+    start = (unit - row * chunks) * chunk
+    stop = min(start + chunk, classes)
+    o = row // inner
+    i = row - o * inner
+    source = pointer(x, (o, 0, i))
+    highest, factor, at_label, log_total = results[row, 0], results[row, 1], results[row, 2], results[row, 3]
+    label = -1
+    if target is not None:
+        label = class_index(target, o, i, classes, ignore_index)
+    if out_log_softmax is not None:
+        write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), start, stop, streaming)
+    if out_gradient is not None:
+        out = pointer(out_gradient, (o, 0, i))
+        if target is not None and label < 0:
+            write_zeros(out, start, stop, streaming)
+        else:
+            soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
+            write_gradient(source, None, highest, factor, scale, soft, label, at_label, out, start, stop, streaming)
+    if streaming:
+        fence()
+
+
+@kernel
+def cross_entropy_chunks(
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, chunk, statistics,
+    results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+):  # fmt: skip
+    """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
+
+    A row's classes are cut into chunks of `chunk`, a multiple of `BLOCK`; `statistics` (rows, chunks, 4) and `results`
+    (rows, 4) are working memory in float64. The exponentials are computed twice, since storing them would move more
+    memory. `out_loss_sum` (rows,) holds the losses.
+    """
+    rows, chunks = statistics.shape[0], statistics.shape[1]
+    for unit in prange(rows * chunks):
+        _sum_chunk(
+            np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics
+        )
+    for row in prange(rows):
+        out_loss_sum[row] = _finish_row(
+            np.int64(row), x, target, class_weight, ignore_index, keep_share, spread, scale, statistics, results,
+            out_loss,
+        )  # fmt: skip
+    if out_gradient is not None or out_log_softmax is not None:
+        for unit in prange(rows * chunks):
+            _write_chunk(
+                np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale,
+                streaming, chunk, chunks, results, out_gradient, out_log_softmax,
+            )  # fmt: skip

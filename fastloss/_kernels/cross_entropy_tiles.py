@@ -1,0 +1,276 @@
+"""Cross-entropy, log-sum-exp and softmax with lanes that run over the rows.
+
+It serves what the kernels of `cross_entropy` do not: few classes, which would not fill a vector, and classes that do
+not lie side by side in memory. A tile of some rows is turned class-major in the first-level cache, widened on the way,
+so that each class of eight rows is one vector whatever the layout was. The formulas are those of `cross_entropy`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange, types
+
+from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
+from fastloss._kernels._simd import (
+    LANES,
+    advance,
+    class_indices,
+    constant,
+    empty_accumulators,
+    gather,
+    join_columns,
+    keep,
+    lane_numbers,
+    load,
+    load_first,
+    lookup,
+    pointer,
+    scatter,
+    select,
+    split_columns,
+    store,
+    sum_lanes,
+    transpose,
+    widen,
+    zeros_like,
+)
+from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
+from fastloss._kernels.targets import weight_of
+
+
+@inlined
+def _steps(array):
+    """Return how many elements lead from class to class and from row to row."""
+    return array.strides[1] // array.itemsize, array.strides[2] // array.itemsize
+
+
+@shared
+def _stage(array, o, start, count, tile, tile_rows):
+    """Copy array[o, :, start:start + count] class-major to `tile`; lanes past `count` get values of no meaning."""
+    classes = array.shape[1]
+    class_step, row_step = _steps(array)
+    source = pointer(array, (o, 0, start))
+    row = 0
+    if row_step == 1:
+        whole = count - count % LANES
+        for c in range(classes):
+            for r in range(0, whole, LANES):
+                store(tile, c * tile_rows + r, load(source, c * class_step + r))
+            if whole < count:
+                rest = load_first(source, c * class_step + whole, count - whole, 0.0)
+                store(tile, c * tile_rows + whole, rest)
+        return
+    if class_step == 1 and classes >= LANES:
+        while row + LANES <= count:
+            for c in range(0, classes, LANES):
+                c = min(c, classes - LANES)  # the last block overlaps the one before
+                transpose(advance(source, row * row_step + c), row_step, advance(tile, c * tile_rows + row), tile_rows)
+            row += LANES
+    if class_step == 1 and classes == row_step == 2:
+        while row + LANES <= count:
+            split_columns(advance(source, row * 2), 2, advance(tile, row), tile_rows)
+            row += LANES
+    while row < count:
+        for c in range(classes):
+            offset = c * class_step + row * row_step
+            if row + LANES <= count:
+                store(tile, c * tile_rows + row, gather(source, offset, row_step, LANES))
+            else:
+                store(tile, c * tile_rows + row, gather(source, offset, row_step, count - row))
+        row += LANES
+
+
+@shared
+def _unstage(tile, tile_rows, array, o, start, count):
+    """Copy the class-major `tile` to array[o, :, start:start + count]."""
+    classes = array.shape[1]
+    class_step, row_step = _steps(array)
+    out = pointer(array, (o, 0, start))
+    row = 0
+    if row_step == 1:
+        whole = count - count % LANES
+        for c in range(classes):
+            for r in range(0, whole, LANES):
+                store(out, c * class_step + r, load(tile, c * tile_rows + r))
+            if whole < count:
+                scatter(out, c * class_step + whole, 1, load(tile, c * tile_rows + whole), count - whole)
+        return
+    if class_step == 1 and classes >= LANES:
+        while row + LANES <= count:
+            for c in range(0, classes, LANES):
+                c = min(c, classes - LANES)
+                transpose(advance(tile, c * tile_rows + row), tile_rows, advance(out, row * row_step + c), row_step)
+            row += LANES
+    if class_step == 1 and classes == row_step == 2:
+        while row + LANES <= count:
+            join_columns(advance(tile, row), tile_rows, 2, advance(out, row * 2))
+            row += LANES
+    while row < count:
+        for c in range(classes):
+            offset = c * class_step + row * row_step
+            if row + LANES <= count:
+                scatter(out, offset, row_step, load(tile, c * tile_rows + row), LANES)
+            else:
+                scatter(out, offset, row_step, load(tile, c * tile_rows + row), count - row)
+        row += LANES
+
+
+@shared
+def _stage_soft_target(probabilities, class_weight, keep_share, spread, o, start, count, classes, tile, tile_rows):
+    """Fill the class-major `tile` with q = w (keep_share * t + spread), t being 0 without `probabilities`."""
+    if probabilities is not None:
+        _stage(probabilities, o, start, count, tile, tile_rows)
+    for c in range(classes):
+        for r in range(0, count, LANES):
+            i = c * tile_rows + r
+            q = constant(zeros_like(tile), spread)
+            if probabilities is not None:
+                q = q + load(tile, i) * keep_share
+            store(tile, i, q * weight_of(class_weight, c))
+
+
+@inlined_by_type
+def _tile_like(array, spread, size):
+    """Return a new array of `size` accumulators of `array`, None where `spread` is None."""
+    if isinstance(spread, types.NoneType):
+        return lambda array, spread, size: None
+    return lambda array, spread, size: empty_accumulators(array, size)
+
+
+@inlined
+def _rows_of_tile(
+    tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, scale, out_gradient, out_log
+):
+    """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return their losses.
+
+    `label` is -1 in rows to ignore: their losses and gradients are 0.
+    """
+    highest = constant(zeros_like(tile), -np.inf)
+    for c in range(classes):
+        x = load(tile, c * tile_rows + r)
+        highest = select(x > highest, x, highest)
+    rest = zeros_like(tile)
+    e_label, offset, mass, dot, smooth = rest, rest, rest, rest, rest
+    for c in range(classes):
+        i = c * tile_rows + r
+        d = load(tile, i) - highest
+        e = exp_scaled(d)
+        if has_target is None:
+            rest = rest + e
+        else:
+            hit = label == c
+            rest = rest + select(hit, 0.0, e)
+            e_label, offset = select(hit, e, e_label), select(hit, d, offset)
+        if spread is not None:
+            q = load(soft_tile, i)
+            mass, dot = mass + q, dot + q * d
+            if has_target is not None:
+                smooth = select(hit, q, smooth)
+        if out_gradient is not None:
+            store(tile, i, e)
+        if out_log is not None:
+            store(tile, i, d)
+    total = rest + e_label
+    log_total = log(total * unscale(total))
+    one = constant(total, 1) / unscale(total)
+    inverse = constant(total, scale) / total
+    loss = zeros_like(tile)
+    at_label = loss
+    if has_target is not None:
+        # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
+        loss = hard * (log1p((rest + (e_label - one)) * unscale(total)) - offset)
+        at_label = (mass * e_label - hard * rest) * inverse - smooth * scale
+    if spread is not None:
+        loss = loss + (mass * log_total - dot)
+    elif has_target is None:
+        loss = highest + log_total
+    if has_target is not None:
+        loss = select(label >= 0, loss, 0.0)
+    if out_log is not None:
+        for c in range(classes):
+            i = c * tile_rows + r
+            store(tile, i, load(tile, i) - log_total)
+    if out_gradient is not None:
+        factor = (hard + mass) * inverse
+        for c in range(classes):
+            i = c * tile_rows + r
+            gradient = load(tile, i) * factor
+            if spread is not None:
+                gradient = gradient - load(soft_tile, i) * scale
+            if has_target is not None:
+                gradient = select(label >= 0, select(label == c, at_label, gradient), 0.0)
+            store(tile, i, gradient)
+    return loss
+
+
+@shared
+def _tiles(
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, tile_rows,
+    out_gradient, out_log_softmax, out_loss,
+):  # fmt: skip
+    """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
+    classes, inner = x.shape[1], x.shape[2]
+    tiles_of_inner = (inner + tile_rows - 1) // tile_rows
+    tile_array = empty_accumulators(x, classes * tile_rows)
+    tile = pointer(tile_array, (0,))
+    soft_array = _tile_like(x, spread, classes * tile_rows)
+    soft_tile = pointer(soft_array, (0,))
+    loss_array = empty_accumulators(x, tile_rows)
+    losses = pointer(loss_array, (0,))
+    loss_sum = widen(zeros_like(tile))
+    for number in range(first, last):
+        o = number // tiles_of_inner
+        start = (number - o * tiles_of_inner) * tile_rows
+        count = min(tile_rows, inner - start)
+        _stage(x, o, start, count, tile, tile_rows)
+        if spread is not None:
+            _stage_soft_target(
+                probabilities, class_weight, keep_share, spread, o, start, count, classes, soft_tile, tile_rows
+            )
+        for r in range(0, count, LANES):
+            label = lane_numbers()
+            hard = constant(zeros_like(tile), keep_share)
+            if target is not None:
+                step = target.strides[1] // target.itemsize
+                row = pointer(target, (o, start + r))
+                label = class_indices(row, 0, step, count - r, classes, ignore_index)
+                if class_weight is not None:
+                    hard = hard * lookup(pointer(class_weight, (0,)), label)
+            elif spread is not None:
+                hard = zeros_like(tile)
+            loss = _rows_of_tile(
+                tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, scale, out_gradient,
+                out_log_softmax,
+            )  # fmt: skip
+            store(losses, r, loss)
+            loss_sum = loss_sum + widen(select(lane_numbers() < count - r, loss, 0.0))
+        if out_loss is not None:
+            out_loss[o, start : start + count] = loss_array[:count]
+        if out_gradient is not None:
+            _unstage(tile, tile_rows, out_gradient, o, start, count)
+        if out_log_softmax is not None:
+            _unstage(tile, tile_rows, out_log_softmax, o, start, count)
+    keep(tile_array)
+    keep(soft_array)
+    keep(loss_array)
+    return sum_lanes(loss_sum)
+
+
+@kernel
+def cross_entropy_tiles(
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, tile_rows, tiles_per_block,
+    out_gradient, out_log_softmax, out_loss, out_loss_sum,
+):  # fmt: skip
+    """Rows of any layout, eight at a time: fills the `out_*` that are not None.
+
+    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
+    multiple of eight, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
+    needs a tile of memory beside its outputs, two with `spread`.
+    """
+    tiles = x.shape[0] * ((x.shape[2] + tile_rows - 1) // tile_rows)
+    for block in prange(out_loss_sum.size):
+        first = np.int64(block) * tiles_per_block
+        out_loss_sum[block] = _tiles(
+            first, min(first + tiles_per_block, tiles), x, target, probabilities, class_weight, ignore_index,
+            keep_share, spread, scale, tile_rows, out_gradient, out_log_softmax, out_loss,
+        )  # fmt: skip

@@ -1,0 +1,183 @@
+"""Losses and functions of one element at a time, and the loop that they share.
+
+A formula is an inlined function of vectors (x, target, pos_weight), the last two None where the loss has none, that
+returns (loss, its derivative by x). Weights, sums and layouts are the loop's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange, types
+
+from fastloss._kernels._jit import inlined, inlined_by_type, kernel
+from fastloss._kernels._simd import (
+    LANES,
+    constant,
+    fence,
+    lane_numbers,
+    load_one,
+    pointer,
+    select,
+    sum_lanes,
+    widen,
+    zeros_like,
+)
+from fastloss._kernels.elementary import exp, log, sigmoid, softplus
+from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
+
+PIECE = 4096
+"""Elements along the innermost axis that make a unit of work: their loads and stores stay in the first-level cache."""
+
+
+@inlined_by_type
+def _lanes(array, a, b, i, count):
+    """Return the vector of array[a, b, i : i + count], one element repeated where that axis is broadcast; or None."""
+    if isinstance(array, types.NoneType):
+        return lambda array, a, b, i, count: None
+
+    def lanes(array, a, b, i, count):
+        source = pointer(array, (a, b, i))
+        if array.strides[2] == 0:
+            return constant(zeros_like(source), load_one(source, 0))
+        return load_lanes(source, 0, count, 0.0)
+
+    return lanes
+
+
+@inlined
+def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, total, out_value, out_gradient, streaming):
+    """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return `total` plus the losses."""
+    loss, gradient = formula(
+        _lanes(x, a, b, i, count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count)
+    )
+    if weight is not None:
+        factor = _lanes(weight, a, b, i, count)
+        loss, gradient = loss * factor, gradient * factor
+    if out_value is not None:
+        write_lanes(pointer(out_value, (a, b, i)), 0, loss, count, streaming and out_gradient is None)
+    if out_gradient is not None:
+        write_lanes(pointer(out_gradient, (a, b, i)), 0, gradient * scale, count, streaming)
+    if count < LANES:
+        loss = select(lane_numbers() < count, loss, 0.0)
+    return total + widen(loss)
+
+
+@inlined
+def pointwise_block(
+    formula, block, units_per_block, x, target, weight, pos_weight, scale, streaming, out_value, out_gradient
+):  # fmt: skip
+    """Do the units of a block, at most `PIECE` elements of one innermost row each; return the sum of the losses."""
+    inner = x.shape[2]
+    pieces = (inner + PIECE - 1) // PIECE
+    first = block * units_per_block
+    total = constant(widen(zeros_like(pointer(x, (0, 0, 0)))), 0.0)
+    for unit in range(first, min(first + units_per_block, x.shape[0] * x.shape[1] * pieces)):
+        row = unit // pieces
+        start = (unit - row * pieces) * PIECE
+        stop = min(start + PIECE, inner)
+        a = row // x.shape[1]
+        b = row - a * x.shape[1]
+        begin, end = start, stop
+        if out_gradient is not None:
+            begin, end = lines_of(pointer(out_gradient, (a, b, 0)), start, stop, streaming)
+        elif out_value is not None:
+            begin, end = lines_of(pointer(out_value, (a, b, 0)), start, stop, streaming)
+        for low, high, past in ((start, begin, False), (begin, end, streaming), (end, stop, False)):
+            i = low
+            while i + LANES <= high:
+                total = _step(
+                    formula, x, target, weight, pos_weight, scale, a, b, i, LANES, total, out_value, out_gradient, past
+                )
+                i += LANES
+            if i < high:
+                total = _step(
+                    formula, x, target, weight, pos_weight, scale, a, b, i, high - i, total, out_value, out_gradient,
+                    past,
+                )  # fmt: skip
+    if streaming:
+        fence()
+    return sum_lanes(total)
+
+
+@inlined
+def _squared_error(x, target, pos_weight):
+    difference = x - target
+    return difference * difference, difference + difference
+
+
+@inlined
+def _kullback_leibler(x, target, pos_weight):
+    t_log_t = select(target == 0.0, 0.0, target * log(target))
+    return t_log_t - target * x, -target
+
+
+@inlined
+def _kullback_leibler_of_logs(x, target, pos_weight):
+    probability = exp(target)
+    return probability * (target - x), -probability
+
+
+@inlined
+def _sigmoid(x, target, pos_weight):
+    return sigmoid(x), x
+
+
+@inlined
+def _log_sigmoid(x, target, pos_weight):
+    return -softplus(-x), x
+
+
+@kernel
+def mse(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """(x - t)**2: fills the `out_*` that are not None.
+
+    All arrays are (outer, middle, inner), their innermost axis contiguous, or broadcast for `weight` and `pos_weight`.
+    `out_value` gets the weighted losses, `out_gradient` the weighted derivatives times `scale`, `out_sum[b]` the sum of
+    the losses of the b-th `units_per_block` units, a unit being `PIECE` elements of an innermost row. Every formula
+    below has these arguments. One pass, no memory beside the outputs.
+    """
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def kl_div(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """t log(t) - t x, of log-probabilities x and probabilities t."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _kullback_leibler, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def kl_div_of_logs(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """e**t (t - x), of log-probabilities x and t."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _kullback_leibler_of_logs, np.int64(block), units_per_block, x, target, weight, pos_weight, scale,
+            streaming, out_value, out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """1 / (1 + e**-x), as the value."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+
+@kernel
+def log_sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+    """-log(1 + e**-x), as the value."""
+    for block in prange(out_sum.size):
+        out_sum[block] = pointwise_block(
+            _log_sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip

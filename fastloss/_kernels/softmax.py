@@ -1,0 +1,276 @@
+"""Pieces of a softmax over classes that lie side by side in memory: lanes run over the classes.
+
+A row is walked in blocks of `BLOCK` classes, small enough that a block stays in the first-level cache. Of each block
+there is its maximum and the sum of the exponentials relative to it; `merge` makes one such pair of many, whichever
+threads found them. That is the online softmax (M. Milakov and N. Gimelshein, arXiv:1805.02867, section 3) over blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from fastloss._kernels._jit import inlined, inlined_by_type, shared
+from fastloss._kernels._simd import (
+    LANES,
+    advance,
+    constant,
+    elements_to_line,
+    empty_accumulators,
+    lane_numbers,
+    load,
+    load_first,
+    max_lanes,
+    multiply_add,
+    scatter,
+    select,
+    store,
+    stream,
+    sum_lanes,
+    zeros_like,
+)
+from fastloss._kernels.elementary import exp, exp_scaled, unscale
+
+BLOCK = 1024
+"""Classes in a block: 4 KiB of float32. A lane adds 128 of them in its own precision, the rest is float64."""
+
+
+@inlined
+def load_lanes(source, i, count, fill):
+    """Return the vector of the `count` <= LANES elements from source[i] on; the other lanes hold `fill`."""
+    return load(source, i) if count == LANES else load_first(source, i, count, fill)
+
+
+@inlined
+def write_lanes(out, i, vector, count, streaming):
+    """Write the first `count` <= LANES lanes of `vector` to out[i:]; whole vectors past the caches if `streaming`."""
+    if count < LANES:
+        scatter(out, i, 1, vector, count)
+    elif streaming:
+        stream(out, i, vector)
+    else:
+        store(out, i, vector)
+
+
+@shared
+def maximum(source, start, stop):
+    """Return the largest of source[start:stop] as float64, -inf where there is none; nan may be passed over."""
+    lowest = constant(zeros_like(source), -np.inf)
+    a, b = lowest, lowest
+    i = start
+    while i + 2 * LANES <= stop:
+        x, y = load(source, i), load(source, i + LANES)
+        a, b = select(x > a, x, a), select(y > b, y, b)
+        i += 2 * LANES
+    while i < stop:
+        x = load_lanes(source, i, min(stop - i, LANES), -np.inf)
+        a = select(x > a, x, a)
+        i += LANES
+    return np.float64(max_lanes(select(b > a, b, a)))
+
+
+@inlined_by_type
+def row_buffer(x, out):
+    """Return a new array for the exponentials of one row of `x`, None where `out`, made of them, is None."""
+    if isinstance(out, types.NoneType):
+        return lambda x, out: None
+    return lambda x, out: empty_accumulators(x, x.shape[1] + LANES)
+
+
+@inlined
+def _exponential(source, scratch, i, count, reference):
+    """Return e**(x - reference), scaled, of the `count` <= LANES classes from i on; write it to `scratch` if any."""
+    e = exp_scaled(load_lanes(source, i, count, -np.inf) - reference)
+    if scratch is not None:
+        store(scratch, i, e)
+    return e
+
+
+@inlined
+def _without(e, i, label):
+    """Return the vector `e` of the classes from i on with 0 for the label's."""
+    if 0 <= label - i < LANES:
+        return select(lane_numbers() == label - i, 0.0, e)
+    return e
+
+
+@shared
+def _block_sum(source, scratch, start, stop, label, reference):
+    """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`."""
+    total = zeros_like(source)
+    i = start
+    while i + LANES <= stop:
+        total = total + _without(_exponential(source, scratch, i, LANES, reference), i, label)
+        i += LANES
+    if i < stop:
+        total = total + _without(_exponential(source, scratch, i, stop - i, reference), i, label)
+    lanes_total = sum_lanes(total)
+    return np.float64(lanes_total) * np.float64(unscale(lanes_total))
+
+
+@inlined
+def merge(highest, total, other_highest, other_total):
+    """Return the (maximum, sum of exponentials relative to it) of the union of two sets of logits."""
+    if other_highest > highest:
+        return other_highest, total * exp(highest - other_highest) + other_total
+    if other_highest == -np.inf:  # of this set all is -inf, or nothing but nan is left
+        return highest, total + other_total
+    return highest, total + other_total * exp(other_highest - highest)
+
+
+@shared
+def maximum_and_sum(source, scratch, references, start, stop, label):
+    """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
+
+    Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
+    certain. The exponentials of block k of the row are relative to references[k] and go, scaled, to `scratch`, in whole
+    vectors: up to LANES - 1 elements past `stop`. Both are None where nobody reads them. `start` begins a block.
+    """
+    highest, total = -np.inf, 0.0
+    while start < stop:
+        end = min(start + BLOCK, stop)
+        block_highest = maximum(source, start, end)
+        reference = 0.0 if block_highest == -np.inf else block_highest
+        block_total = _block_sum(source, scratch, start, end, label, reference)
+        highest, total = merge(highest, total, block_highest, block_total)
+        if references is not None:
+            references[start // BLOCK] = reference
+        start = end
+    return highest, total
+
+
+class SoftTarget(NamedTuple):
+    """The target q[c] = w[c] (keep * t[c] + spread) of a row: class probabilities t, weighted by w and smoothed.
+
+    `probabilities` and `class_weight` are pointers; without the first t is 0, without the second w is 1.
+    """
+
+    probabilities: Any
+    class_weight: Any
+    keep: float
+    spread: float
+
+
+@inlined_by_type
+def soft_target(probabilities, class_weight, keep, spread):
+    """Return the `SoftTarget` of a row, None where `spread` is None."""
+    if isinstance(spread, types.NoneType):
+        return lambda probabilities, class_weight, keep, spread: None
+    return lambda probabilities, class_weight, keep, spread: SoftTarget(probabilities, class_weight, keep, spread)
+
+
+@inlined
+def _soft_lanes(like, probabilities, class_weight, keep, spread, i, count):
+    q = constant(like, spread)
+    if probabilities is not None:
+        q = multiply_add(load_lanes(probabilities, i, count, 0.0), constant(like, keep), q)
+    if class_weight is not None:
+        q = q * load_lanes(class_weight, i, count, 0.0)
+    return q if count == LANES else select(lane_numbers() < count, q, 0.0)
+
+
+@inlined
+def soft_lanes(like, soft, i, count):
+    """Return q of the `count` <= LANES classes from i on, in the type of the vector `like`; 0 in the other lanes."""
+    return _soft_lanes(like, soft.probabilities, soft.class_weight, soft.keep, soft.spread, i, count)
+
+
+@shared
+def soft_sums(source, soft, start, stop, reference):
+    """Return the sums of q and of q (x - reference) over [start, stop) as float64."""
+    mass = zeros_like(source)
+    dot = mass
+    i = start
+    while i < stop:
+        count = min(stop - i, LANES)
+        q = soft_lanes(mass, soft, i, count)
+        mass, dot = mass + q, dot + q * (load_lanes(source, i, count, reference) - reference)
+        i += LANES
+    return np.float64(sum_lanes(mass)), np.float64(sum_lanes(dot))
+
+
+@inlined
+def lines_of(out, start, stop, streaming):
+    """Return the part of [start, stop) to stream to `out`: its whole cache lines, nothing unless `streaming`.
+
+    A line written partly past the caches and partly through them costs several times as much as either.
+    """
+    if not streaming:
+        return stop, stop
+    first = min(start + elements_to_line(advance(out, start)), stop)
+    return first, stop - (stop - first) % (2 * LANES)
+
+
+@inlined
+def _write_gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, out, i, count, streaming):
+    if scratch is None:
+        e = exp_scaled(load_lanes(source, i, count, 0.0) - reference)
+    else:
+        e = load(scratch, i)
+    gradient = e * factor * unscale(e)
+    if soft is not None:
+        gradient = gradient - soft_lanes(e, soft, i, count) * scale
+    if 0 <= label - i < LANES:
+        gradient = select(lane_numbers() == label - i, at_label, gradient)
+    write_lanes(out, i, gradient, count, streaming)
+
+
+@shared
+def _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
+    i = start
+    while i + LANES <= stop:
+        _write_gradient_lanes(
+            source, scratch, reference, factor, scale, soft, label, at_label, out, i, LANES, streaming
+        )
+        i += LANES
+    if i < stop:
+        _write_gradient_lanes(
+            source, scratch, reference, factor, scale, soft, label, at_label, out, i, stop - i, streaming
+        )
+
+
+@inlined
+def write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
+    """Write factor e**(x - reference) - scale q to out[start:stop], and `at_label` at the class `label`.
+
+    The exponentials are read from `scratch`, where `block_sum` left them, or computed again where it is None. Without
+    `soft` q is 0. The whole cache lines go past the caches if `streaming`; a `fence` must follow.
+    """
+    first, last = lines_of(out, start, stop, streaming)
+    for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
+        _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, begin, end, past)
+
+
+@shared
+def _write_log_softmax(source, highest, log_sum, out, start, stop, streaming):
+    i = start
+    while i < stop:
+        count = min(stop - i, LANES)
+        write_lanes(out, i, (load_lanes(source, i, count, 0.0) - highest) - log_sum, count, streaming)
+        i += LANES
+
+
+@inlined
+def write_log_softmax(source, highest, log_sum, out, start, stop, streaming):
+    """Write (x - highest) - log_sum to out[start:stop], streamed as `write_gradient` does."""
+    first, last = lines_of(out, start, stop, streaming)
+    for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
+        _write_log_softmax(source, highest, log_sum, out, begin, end, past)
+
+
+@shared
+def _write_zeros(out, start, stop, streaming):
+    i = start
+    while i < stop:
+        write_lanes(out, i, zeros_like(out), min(stop - i, LANES), streaming)
+        i += LANES
+
+
+@inlined
+def write_zeros(out, start, stop, streaming):
+    """Write 0 to out[start:stop], streamed as `write_gradient` does."""
+    first, last = lines_of(out, start, stop, streaming)
+    for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
+        _write_zeros(out, begin, end, past)

@@ -1,0 +1,162 @@
+"""Views of any array as three axes that a kernel can walk, and the copies where there is no such view.
+
+The kernels of rows see (outer, C, inner), those of elements (outer, middle, inner). Axes are reordered by the input's
+strides and merged where the memory of every array involved allows it, so that C and Fortran order, channels-last,
+slices and reversed axes all come down to three strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from fastloss._checks import is_bfloat16
+
+
+class _Writable:
+    """Lends the memory of a read-only array to NumPy as if it could be written to."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+        self.array = array
+
+
+def writable(array: np.ndarray) -> np.ndarray:
+    """Return `array`, read-only memory as if it could be written to.
+
+    Numba would compile a kernel once more for read-only arguments; no kernel writes to an input.
+    """
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
+def stored(array: np.ndarray) -> np.ndarray:
+    """Return an array of floats as the kernels take it: half types as the integers that stand for them there."""
+    if array.dtype.itemsize == 2:
+        array = array.view(np.uint16 if is_bfloat16(array.dtype) else np.int16)
+    return writable(array)
+
+
+def _by_stride(array: np.ndarray, axes: Sequence[int]) -> list[int]:
+    """Return `axes` from the longest stride of `array` to the shortest."""
+    return sorted(axes, key=lambda axis: -abs(array.strides[axis]))
+
+
+def _groups(arrays: Sequence[np.ndarray], axes: Sequence[int]) -> list[list[int]]:
+    """Return `axes` in groups that each are one axis in the memory of all `arrays`, leaving out those of length 1."""
+    groups: list[list[int]] = []
+    for axis in axes:
+        length = arrays[0].shape[axis]
+        if length == 1:
+            continue
+        if groups and all(array.strides[groups[-1][-1]] == array.strides[axis] * length for array in arrays):
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+    return groups
+
+
+def _length(array: np.ndarray, group: Sequence[int]) -> int:
+    length = 1
+    for axis in group:
+        length *= array.shape[axis]
+    return length
+
+
+class Rows(NamedTuple):
+    """How the axes of (N, C, d1, ..., dK), in any order, become (outer, C, inner)."""
+
+    class_axis: int
+    order: tuple[int, ...]
+    """The other axes as outer and inner count them."""
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """Return the (outer, C, inner) view of an array shaped like the input."""
+        outer, inner = (
+            (_length(array, group), array.strides[group[-1]] if group else 0) for group in (self.outer, self.inner)
+        )
+        shape = (outer[0], array.shape[self.class_axis], inner[0])
+        return as_strided(stored(array), shape, (outer[1], array.strides[self.class_axis], inner[1]))
+
+    def batch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
+        """Return an array shaped like the input without its class axis as (outer, inner), copied where it must be."""
+        axes = [axis - (axis > self.class_axis) for axis in self.order]
+        return writable(array.transpose(axes).reshape(_length(input, self.outer), _length(input, self.inner)))
+
+    def unbatch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
+        """Return the (outer, inner) array in the shape of the input without its class axis."""
+        axes = [axis - (axis > self.class_axis) for axis in self.order]
+        array = array.reshape([input.shape[axis] for axis in self.order])
+        return array.transpose(np.argsort(axes))
+
+
+def rows(arrays: Sequence[np.ndarray], class_axis: int) -> Rows | None:
+    """Return how `arrays` of one shape become (outer, C, inner), None where their strides allow no such view."""
+    axes = _by_stride(arrays[0], [axis for axis in range(arrays[0].ndim) if axis != class_axis])
+    groups = _groups(arrays, axes)
+    if len(groups) > 2:
+        return None
+    outer, inner = ([[], [], *groups])[-2:]
+    return Rows(class_axis, tuple(axes), tuple(outer), tuple(inner))
+
+
+def materialised(array: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return a copy of `array`, broadcast or not, in the memory order of `like`."""
+    copy = np.empty_like(like, dtype=array.dtype)
+    copy[...] = array
+    return copy
+
+
+def is_dense_like(array: np.ndarray, like: np.ndarray) -> bool:
+    """Return whether `array` has no gaps and the memory order of `like`, which is of the same shape."""
+    if array.flags.c_contiguous:
+        return like.flags.c_contiguous
+    groups = _groups([array], _by_stride(array, range(array.ndim)))
+    return array.strides == like.strides and len(groups) == 1 and array.strides[groups[0][-1]] == array.itemsize
+
+
+def elements(
+    input: np.ndarray, operands: Sequence[np.ndarray | None], outputs: Sequence[np.ndarray | None]
+) -> tuple[np.ndarray, list[np.ndarray | None], list[np.ndarray | None]]:
+    """Return all arrays, of one shape, as (outer, middle, inner), None for None; each inner axis contiguous.
+
+    Operands may be broadcast along it. An input or operand that cannot be walked with the others is copied. The outputs
+    are dense in the memory order of the input, as `numpy.empty_like` makes them.
+    """
+    axes = _by_stride(input, range(input.ndim))
+    inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
+
+    def walkable(array: np.ndarray, strides: Sequence[int]) -> bool:
+        return not inner or array.strides[inner[0]] in strides
+
+    def groups_of(*arrays: np.ndarray | None) -> list[list[int]]:
+        return _groups([array for array in arrays if array is not None], axes)
+
+    if not walkable(input, [input.itemsize]):
+        input = materialised(input, input)
+    operands = [
+        array if array is None or walkable(array, [array.itemsize, 0]) else materialised(array, input)
+        for array in operands
+    ]
+    groups = groups_of(input, *operands, *outputs)
+    if len(groups) > 3:
+        input = materialised(input, input)
+        operands = [None if array is None else materialised(array, input) for array in operands]
+        groups = groups_of(input, *operands, *outputs)
+    three = ([[], [], [], *groups])[-3:]
+
+    def views(arrays: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+        return [None if array is None else _as_three_axes(array, three) for array in arrays]
+
+    return _as_three_axes(input, three), views(operands), views(outputs)
+
+
+def _as_three_axes(array: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    shape = [_length(array, group) for group in groups]
+    strides = [array.strides[group[-1]] if group else array.itemsize for group in groups]
+    return as_strided(stored(array), shape, strides)

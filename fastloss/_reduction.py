@@ -1,0 +1,31 @@
+"""From sums over rows or elements to the reduced loss, and from a reduction to the scale of the gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def denominator(reduction: str, mean_over: float, batch: int) -> float:
+    """Return what `reduction` divides the sum of the losses by; `mean_over` is the mean's, `batch` the batch size."""
+    if reduction == "mean":
+        return mean_over
+    return float(batch) if reduction == "batchmean" else 1.0
+
+
+def ratio(numerator: float, divisor: float) -> float:
+    """Return numerator / divisor in IEEE arithmetic: nan for 0 / 0, inf for others by 0."""
+    return numerator / divisor if divisor else numerator * math.inf
+
+
+def reduced(loss_sums: np.ndarray, divisor: float, dtype: np.dtype[Any]) -> Any:
+    """Return the sum of the blocks' losses over `divisor` as a scalar of `dtype`; inf where it is too large for it."""
+    with np.errstate(over="ignore"):
+        return dtype.type(ratio(float(loss_sums.sum()), divisor))
+
+
+def sum_of_weights(weights: np.ndarray | None, elements: int) -> float:
+    """Return the sum of the weights, 1 for each of the `elements` without them."""
+    return float(elements) if weights is None else float(np.sum(weights, dtype=np.float64))

@@ -1,0 +1,19 @@
+"""Tests compile into a cache folder of their own, named after a hash of the kernels' sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import tempfile
+
+import pytest
+
+_KERNELS = pathlib.Path(__file__).parent.parent / "fastloss" / "_kernels"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set Numba's cache folder before anything imports Numba, for the processes that tests start too."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))))
+    folder = pathlib.Path(tempfile.gettempdir()) / f"fastloss-tests-{os.getuid()}" / digest.hexdigest()[:16]
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
