@@ -59,8 +59,8 @@ def bce(x, target, weight, pos_weight, scale, streaming, units_per_block, out_va
     """-t log(x) - (1 - t) log(1 - x), of probabilities x; the arguments are those of `mse`."""
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _of_probabilities, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _of_probabilities, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
 
@@ -69,8 +69,8 @@ def bce_with_logits(x, target, weight, pos_weight, scale, streaming, units_per_b
     """(1 - t) x + (1 + (p - 1) t) log(1 + e**-x), of logits x; the arguments are those of `mse`."""
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _of_logits, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _of_logits, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
 

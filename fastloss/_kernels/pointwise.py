@@ -138,8 +138,8 @@ def mse(x, target, weight, pos_weight, scale, streaming, units_per_block, out_va
     """
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
 
@@ -148,8 +148,8 @@ def kl_div(x, target, weight, pos_weight, scale, streaming, units_per_block, out
     """t log(t) - t x, of log-probabilities x and probabilities t."""
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _kullback_leibler, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _kullback_leibler, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_block,
     """1 / (1 + e**-x), as the value."""
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
 
@@ -178,6 +178,6 @@ def log_sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_bl
     """-log(1 + e**-x), as the value."""
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _log_sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming, out_value,
-            out_gradient,
+            _log_sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
