@@ -30,8 +30,8 @@ CHUNKS_FROM = 1 << 18
 FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 """Fewer rows than this would not keep many threads busy, so they share rows from so many classes on."""
 
-CHUNKS = 2048
-"""A row is cut into at most so many chunks: their statistics take 64 KiB."""
+CHUNKS = 1 << 14
+"""Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
 TILE_ELEMENTS = 1 << 13
 """A tile fits in the first-level cache: 32 KiB of float32."""
@@ -171,7 +171,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         sums = np.empty(block_count(tiles, length))
         kernel, settings = k.tiles.cross_entropy_tiles, (tile_rows, length)
     elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
-        chunk = max(-(-classes // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
+        chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
         statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))
         sums = np.empty(rows)
         kernel, settings = k.ce.cross_entropy_chunks, (streamed, chunk, statistics, results)

@@ -12,10 +12,11 @@ elements widen to float32 on `load` and narrow on `store`, both rounded to neare
 from __future__ import annotations
 
 import operator
+import platform
 
 import numpy as np
-from llvmlite import ir
-from numba import types
+from llvmlite import binding, ir
+from numba import config, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
@@ -407,10 +408,61 @@ def _stored(dtype, lanes=LANES):
     return ir.VectorType(_llvm_scalar(dtype), lanes)
 
 
+def _converts_float16():
+    """Return whether the CPU compiled for surely has instructions for float16; LLVM calls a missing function if not."""
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
+        return False
+    return platform.machine() in ("aarch64", "arm64") or bool(binding.get_host_cpu_features().get("f16c"))
+
+
+def _widen_float16(builder, value):
+    """Return float16 as float32 in integer arithmetic; the multiplication that rebases the exponent is exact."""
+    wide = ir.VectorType(ir.IntType(32), value.type.count)
+    floats = ir.VectorType(ir.FloatType(), value.type.count)
+
+    def splat(number, type=wide):
+        return ir.Constant(type, [number] * type.count)
+
+    bits = builder.zext(value, wide)
+    sign = builder.shl(builder.and_(bits, splat(0x8000)), splat(16))
+    magnitude = builder.and_(bits, splat(0x7FFF))
+    rebased = builder.bitcast(builder.shl(magnitude, splat(13)), floats)
+    rebased = builder.bitcast(builder.fmul(rebased, splat(2.0**112, floats)), wide)  # the biases' difference: 127 - 15
+    special = builder.or_(builder.shl(magnitude, splat(13)), splat(0x7F800000))
+    finite = builder.icmp_signed("<", magnitude, splat(0x7C00))
+    return builder.bitcast(builder.or_(builder.select(finite, rebased, special), sign), floats)
+
+
+def _narrow_float16(builder, value):
+    """Return float32 rounded to float16 in integer arithmetic, ties to even."""
+    wide = ir.VectorType(ir.IntType(32), LANES)
+    floats = value.type
+
+    def splat(number, type=wide):
+        return ir.Constant(type, [number] * type.count)
+
+    bits = builder.bitcast(value, wide)
+    magnitude = builder.and_(bits, splat(0x7FFFFFFF))
+    sign = builder.lshr(builder.and_(bits, splat(0x80000000)), splat(16))
+    odd = builder.and_(builder.lshr(magnitude, splat(13)), splat(1))
+    normal = builder.add(magnitude, builder.add(odd, splat(0xFFF - (112 << 23))))
+    normal = builder.lshr(normal, splat(13))
+    # Where the result is subnormal, adding 1/2 rounds at its last bit, 2**-24, which is that of 1/2 in float32.
+    tiny = builder.fadd(builder.bitcast(magnitude, floats), splat(0.5, floats))
+    tiny = builder.sub(builder.bitcast(tiny, wide), splat(0x3F000000))
+    result = builder.select(builder.icmp_signed("<", magnitude, splat(0x38800000)), tiny, normal)
+    result = builder.select(builder.icmp_signed(">=", magnitude, splat(0x477FF000)), splat(0x7C00), result)
+    is_nan = builder.icmp_signed(">", magnitude, splat(0x7F800000))
+    result = builder.select(is_nan, splat(0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), _stored(types.int16))
+
+
 def _widen(builder, value, dtype):
     """Return the vector of float lanes that the loaded lanes `value` of `dtype` stand for."""
     lanes = value.type.count
     if dtype == types.int16:
+        if not _converts_float16():
+            return _widen_float16(builder, value)
         half = builder.bitcast(value, ir.VectorType(ir.HalfType(), lanes))
         return builder.fpext(half, ir.VectorType(ir.FloatType(), lanes))
     if dtype == types.uint16:
@@ -423,6 +475,8 @@ def _widen(builder, value, dtype):
 def _narrow(builder, value, dtype):
     """Return the lanes of `dtype` that hold the vector of floats `value`, rounded to nearest even."""
     if dtype == types.int16:
+        if not _converts_float16():
+            return _narrow_float16(builder, value)
         half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), LANES))
         return builder.bitcast(half, _stored(dtype))
     if dtype == types.uint16:
@@ -493,6 +547,22 @@ def load_one(typingctx, source, offset):
         return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     return accumulator(dtype)(source, offset), generate
+
+
+@intrinsic
+def prefetch(typingctx, source, offset):
+    """Ask for the cache line of `source[offset]`, which need not be readable."""
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        integer = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
+        callee = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        to_read, keep_in_all_caches, data = 0, 3, 1
+        builder.call(callee, [address, *(ir.Constant(integer, flag) for flag in (to_read, keep_in_all_caches, data))])
+        return context.get_dummy_value()
+
+    return types.void(source, offset), generate
 
 
 @intrinsic

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel, shared
-from fastloss._kernels._simd import fence, keep, load_one, pointer
+from fastloss._kernels._simd import advance, fence, keep, load_one, pointer
 from fastloss._kernels.elementary import exp, log, log1p
 from fastloss._kernels.softmax import (
     BLOCK,
@@ -91,7 +91,9 @@ def _rows(
                     out_loss[o, i] = 0.0
                 continue
             logit, hard, smooth = _label_terms(source, class_weight, keep_share, spread, label)
-        highest, rest = maximum_and_sum(source, exponentials, references, 0, classes, label)
+        following = min(row + 1, last - 1)
+        upcoming = pointer(x, (following // inner, 0, following % inner))
+        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, 0, classes, label)
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
         if spread is not None:
             mass, dot = soft_sums(source, soft, 0, classes, highest)
@@ -153,7 +155,7 @@ def _sum_chunk(
     label = -1
     if target is not None:
         label = class_index(target, o, i, classes, ignore_index)
-    highest, total = maximum_and_sum(source, None, None, start, stop, label)
+    highest, total = maximum_and_sum(source, None, None, advance(source, stop), start, stop, label)
     mass, dot = 0.0, 0.0
     if spread is not None:
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)

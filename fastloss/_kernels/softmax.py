@@ -24,6 +24,7 @@ from fastloss._kernels._simd import (
     load_first,
     max_lanes,
     multiply_add,
+    prefetch,
     scatter,
     select,
     store,
@@ -97,11 +98,15 @@ def _without(e, i, label):
 
 
 @shared
-def _block_sum(source, scratch, start, stop, label, reference):
-    """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`."""
+def _block_sum(source, scratch, upcoming, start, stop, label, reference):
+    """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
+
+    Meanwhile the logits behind the pointer `upcoming`, which are read next, come into the cache.
+    """
     total = zeros_like(source)
     i = start
     while i + LANES <= stop:
+        prefetch(upcoming, i - start)
         total = total + _without(_exponential(source, scratch, i, LANES, reference), i, label)
         i += LANES
     if i < stop:
@@ -121,19 +126,21 @@ def merge(highest, total, other_highest, other_total):
 
 
 @shared
-def maximum_and_sum(source, scratch, references, start, stop, label):
+def maximum_and_sum(source, scratch, references, upcoming, start, stop, label):
     """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
 
     Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
     certain. The exponentials of block k of the row are relative to references[k] and go, scaled, to `scratch`, in whole
-    vectors: up to LANES - 1 elements past `stop`. Both are None where nobody reads them. `start` begins a block.
+    vectors: up to LANES - 1 elements past `stop`. Both are None where nobody reads them. `start` begins a block, and
+    the row at the pointer `upcoming` is read next.
     """
     highest, total = -np.inf, 0.0
     while start < stop:
         end = min(start + BLOCK, stop)
         block_highest = maximum(source, start, end)
         reference = 0.0 if block_highest == -np.inf else block_highest
-        block_total = _block_sum(source, scratch, start, end, label, reference)
+        following = advance(source, end) if end < stop else upcoming
+        block_total = _block_sum(source, scratch, following, start, end, label, reference)
         highest, total = merge(highest, total, block_highest, block_total)
         if references is not None:
             references[start // BLOCK] = reference
