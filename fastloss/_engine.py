@@ -265,9 +265,8 @@ def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
     if input.shape[axis] == 0:
         losses[...] = -np.inf
     unclear = np.isnan(losses)
-    if unclear.any():  # a nan among the logits, or an infinity: its difference from the maximum, itself, is nan
-        highest = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
-        losses[unclear] = np.where(np.isposinf(highest), highest, np.nan)
+    if unclear.any():  # the maximum is nan or infinite, and is the result; its difference from itself is nan
+        losses[unclear] = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
     result = losses.astype(input.dtype, copy=False)
     return result[()] if out is None else _delivered(result, out)
 
@@ -294,11 +293,11 @@ def element_loss(
     return _losses(sums, losses, divisor, input.dtype), grad
 
 
-def element_function(name: str, input: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+def element_function(name: str, input: np.ndarray, out: np.ndarray | None) -> Any:
     """Return the values of the kernel `name` at `input`."""
     buffer = _buffer(out, input)
     _run_elements(name, input, (None, None, None), 1.0, buffer, None)
-    return _delivered(buffer, out)
+    return _delivered(buffer, out) if out is not None else buffer[()]
 
 
 def _run_elements(

@@ -623,8 +623,8 @@ def logsumexp(input: ArrayLike, axis: int = -1, *, out: np.ndarray | None = None
 
     Notes
     -----
-    One pass over the input, no memory beside the result. A row of -inf alone, or of no classes, gives -inf, one with
-    inf gives inf, one with nan gives nan.
+    One pass over the input, no memory beside a number for each row. A row of -inf alone, or of no classes, gives -inf,
+    one with inf gives inf, one with nan gives nan.
 
     References
     ----------

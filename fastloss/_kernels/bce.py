@@ -29,9 +29,10 @@ def _of_probabilities(x, target, pos_weight):
 
 @inlined
 def _of_logits(x, target, pos_weight):
-    """(1 - t) x + (1 + (p - 1) t) softplus(-x), without the cancellation of its terms where the loss is small.
+    """(1 - t) x + s softplus(-x) with s = 1 + (p - 1) t, without the cancellation of its terms.
 
-    At infinite logits it is what torch's order of these operations gives, nan included: see x - x.
+    softplus(-x) is log(1 + e**-|x|), plus -x for x < 0, where the sum of what is linear in x is -p t x. At -inf it is
+    what torch's order of these operations gives, which can be nan.
     """
     zero, one = constant(x, 0), constant(x, 1)
     positive = x > zero
@@ -39,13 +40,14 @@ def _of_logits(x, target, pos_weight):
     log_one_plus = log1p_of_fraction(e)
     larger = one / (one + e)
     smaller = e * larger
-    loss = select(positive, (one - target) * x, (x - x) - target * x) + log_one_plus
-    label_share = target
+    rest_share, label_share = one - target, target
     if pos_weight is not None:
-        loss = loss + (pos_weight - one) * target * (log_one_plus + select(positive, zero, -x))
         label_share = pos_weight * target
+    share = rest_share + label_share
+    loss = select(positive, rest_share * x, -label_share * x) + share * log_one_plus
+    loss = select(x == constant(x, -np.inf), rest_share * x - share * x, loss)
     probability, rest = select(positive, larger, smaller), select(positive, smaller, larger)
-    return loss, (one - target) * probability - label_share * rest
+    return loss, rest_share * probability - label_share * rest
 
 
 @inlined

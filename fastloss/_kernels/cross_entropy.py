@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel, shared
-from fastloss._kernels._simd import advance, fence, keep, load_one, pointer
+from fastloss._kernels._memory import advance, fence, keep, load_one, pointer
 from fastloss._kernels.elementary import exp, log, log1p
 from fastloss._kernels.softmax import (
     BLOCK,

@@ -11,33 +11,31 @@ import numpy as np
 from numba import prange, types
 
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
-from fastloss._kernels._simd import (
-    LANES,
+from fastloss._kernels._memory import (
     advance,
     class_indices,
-    constant,
     empty_accumulators,
     fence,
     gather,
     join_columns,
     keep,
-    lane_numbers,
     load,
     load_first,
     lookup,
     pointer,
     scatter,
-    select,
     split_columns,
     store,
-    sum_lanes,
     transpose,
-    widen,
     zeros_like,
 )
+from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
 from fastloss._kernels.softmax import lines_of, write_lanes
 from fastloss._kernels.targets import weight_of
+
+ADDENDS = 128
+"""Terms that are added before their sum is added to the sum of such sums: rounding errors grow with both, not all."""
 
 
 @inlined
@@ -173,25 +171,29 @@ def _rows_of_tile(
         highest = select(x > highest, x, highest)
     rest = zeros_like(tile)
     e_label, offset, mass, dot, smooth = rest, rest, rest, rest, rest
-    for c in range(classes):
-        i = c * tile_rows + r
-        d = load(tile, i) - highest
-        e = exp_scaled(d)
-        if has_target is None:
-            rest = rest + e
-        else:
-            hit = label == c
-            rest = rest + select(hit, 0.0, e)
-            e_label, offset = select(hit, e, e_label), select(hit, d, offset)
-        if spread is not None:
-            q = load(soft_tile, i)
-            mass, dot = mass + q, dot + q * d
-            if has_target is not None:
-                smooth = select(hit, q, smooth)
-        if out_gradient is not None:
-            store(tile, i, e)
-        if out_log is not None:
-            store(tile, i, d)
+    for first in range(0, classes, ADDENDS):
+        part = zeros_like(tile)
+        part_mass, part_dot = part, part
+        for c in range(first, min(first + ADDENDS, classes)):
+            i = c * tile_rows + r
+            d = load(tile, i) - highest
+            e = exp_scaled(d)
+            if has_target is None:
+                part = part + e
+            else:
+                hit = label == c
+                part = part + select(hit, 0.0, e)
+                e_label, offset = select(hit, e, e_label), select(hit, d, offset)
+            if spread is not None:
+                q = load(soft_tile, i)
+                part_mass, part_dot = part_mass + q, part_dot + q * d
+                if has_target is not None:
+                    smooth = select(hit, q, smooth)
+            if out_gradient is not None:
+                store(tile, i, e)
+            if out_log is not None:
+                store(tile, i, d)
+        rest, mass, dot = rest + part, mass + part_mass, dot + part_dot
     total = rest + e_label
     log_total = log(total * unscale(total))
     one = constant(total, 1) / unscale(total)

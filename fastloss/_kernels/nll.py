@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import kernel, shared
-from fastloss._kernels._simd import fence, load_one, pointer, put
+from fastloss._kernels._memory import fence, load_one, pointer, put
 from fastloss._kernels.softmax import write_zeros
 from fastloss._kernels.targets import class_index, weight_of
 

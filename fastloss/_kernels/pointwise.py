@@ -10,18 +10,8 @@ import numpy as np
 from numba import prange, types
 
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel
-from fastloss._kernels._simd import (
-    LANES,
-    constant,
-    fence,
-    lane_numbers,
-    load_one,
-    pointer,
-    select,
-    sum_lanes,
-    widen,
-    zeros_like,
-)
+from fastloss._kernels._memory import fence, load_one, pointer, zeros_like
+from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp, log, sigmoid, softplus
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 

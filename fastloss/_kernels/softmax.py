@@ -13,25 +13,20 @@ import numpy as np
 from numba import types
 
 from fastloss._kernels._jit import inlined, inlined_by_type, shared
-from fastloss._kernels._simd import (
-    LANES,
+from fastloss._kernels._memory import (
     advance,
-    constant,
+    elements_of_line,
     elements_to_line,
     empty_accumulators,
-    lane_numbers,
     load,
     load_first,
-    max_lanes,
-    multiply_add,
     prefetch,
     scatter,
-    select,
     store,
     stream,
-    sum_lanes,
     zeros_like,
 )
+from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, multiply_add, select, sum_lanes
 from fastloss._kernels.elementary import exp, exp_scaled, unscale
 
 BLOCK = 1024
@@ -187,15 +182,21 @@ def soft_lanes(like, soft, i, count):
 @shared
 def soft_sums(source, soft, start, stop, reference):
     """Return the sums of q and of q (x - reference) over [start, stop) as float64."""
-    mass = zeros_like(source)
-    dot = mass
+    mass, dot = 0.0, 0.0
     i = start
     while i < stop:
-        count = min(stop - i, LANES)
-        q = soft_lanes(mass, soft, i, count)
-        mass, dot = mass + q, dot + q * (load_lanes(source, i, count, reference) - reference)
-        i += LANES
-    return np.float64(sum_lanes(mass)), np.float64(sum_lanes(dot))
+        end = min(i + BLOCK, stop)
+        block_mass = zeros_like(source)
+        block_dot = block_mass
+        while i < end:
+            count = min(end - i, LANES)
+            q = soft_lanes(block_mass, soft, i, count)
+            block_mass = block_mass + q
+            block_dot = block_dot + q * (load_lanes(source, i, count, reference) - reference)
+            i += LANES
+        mass += np.float64(sum_lanes(block_mass))
+        dot += np.float64(sum_lanes(block_dot))
+    return mass, dot
 
 
 @inlined
@@ -207,7 +208,7 @@ def lines_of(out, start, stop, streaming):
     if not streaming:
         return stop, stop
     first = min(start + elements_to_line(advance(out, start)), stop)
-    return first, stop - (stop - first) % (2 * LANES)
+    return first, stop - (stop - first) % elements_of_line(out)
 
 
 @inlined

@@ -6,15 +6,8 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel, shared
-from fastloss._kernels._simd import (
-    LANES,
-    class_indices,
-    constant,
-    lane_numbers,
-    pointer,
-    select,
-    sum_lanes,
-)
+from fastloss._kernels._memory import class_indices, pointer
+from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes
 
 
 @inlined

@@ -1,0 +1,531 @@
+"""Vectors from memory and back: through a pointer to an element (`pointer`) and offsets in elements.
+
+Nothing is checked here. Elements widen to their accumulator on loads and narrow on stores. Half-precision ones travel
+as integers of 16 bits, because Numba has no such type on a CPU: `int16` holds IEEE float16, `uint16` holds bfloat16.
+Both round to nearest even.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastloss._kernels._jit import inlined_by_type
+from fastloss._kernels._simd import LANES, Vector, convert, llvm_scalar, llvm_type, splat_scalar
+
+CACHE_LINE = 64
+"""Bytes of a cache line, of x86-64 and of most AArch64."""
+
+
+@intrinsic
+def pointer(typingctx, array, indices):
+    """Return the pointer to the element of `array` at the tuple `indices`, which may be one past the end.
+
+    The pointer into an absent array, None, is None.
+    """
+    if isinstance(array, types.NoneType):
+        return types.none(array, indices), lambda context, *_: context.get_dummy_value()
+
+    def generate(context, builder, signature, arguments):
+        structure = context.make_array(array)(context, builder, arguments[0])
+        strides = cgutils.unpack_tuple(builder, structure.strides, array.ndim)
+        offset = ir.Constant(ir.IntType(64), 0)
+        for position, stride in enumerate(strides):
+            index = builder.extract_value(arguments[1], position)
+            index = context.cast(builder, index, indices[position], types.int64)
+            offset = builder.add(offset, builder.mul(index, stride))
+        return cgutils.pointer_add(builder, structure.data, offset, structure.data.type)
+
+    return types.CPointer(array.dtype)(array, indices), generate
+
+
+@intrinsic
+def advance(typingctx, source, count):
+    """Return the pointer `count` elements behind `source`."""
+
+    def generate(context, builder, signature, arguments):
+        return _element_address(context, builder, signature, arguments)
+
+    return source(source, count), generate
+
+
+@intrinsic
+def elements_of_line(typingctx, target):
+    """Return how many elements of what `target` points to fill a cache line."""
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(64), CACHE_LINE // (target.dtype.bitwidth // 8))
+
+    return types.int64(target), generate
+
+
+@intrinsic
+def elements_to_line(typingctx, target):
+    """Return how many elements lie before the first cache line that begins at or behind `target`."""
+
+    def generate(context, builder, signature, arguments):
+        integer = ir.IntType(64)
+        misaligned = builder.neg(builder.ptrtoint(arguments[0], integer))
+        misaligned = builder.and_(misaligned, ir.Constant(integer, CACHE_LINE - 1))
+        return builder.udiv(misaligned, ir.Constant(integer, target.dtype.bitwidth // 8))
+
+    return types.int64(target), generate
+
+
+def accumulator(dtype):
+    """Return the type in which elements of `dtype` are computed: float32 for the half types, else itself."""
+    return types.float32 if dtype in (types.int16, types.uint16) else dtype
+
+
+def _element_address(context, builder, signature, arguments):
+    """Return the address of element `arguments[1]` behind the pointer `arguments[0]`."""
+    offset = context.cast(builder, arguments[1], signature.args[1], types.int64)
+    return cgutils.gep_inbounds(builder, arguments[0], offset)
+
+
+def _stored(dtype, lanes=LANES):
+    return ir.VectorType(llvm_scalar(dtype), lanes)
+
+
+def _converts_float16():
+    """Return whether the CPU compiled for surely has instructions for float16; LLVM calls a missing function if not."""
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
+        return False
+    return platform.machine() in ("aarch64", "arm64") or bool(binding.get_host_cpu_features().get("f16c"))
+
+
+def _widen_float16(builder, value):
+    """Return float16 as float32 in integer arithmetic; the multiplication that rebases the exponent is exact."""
+    wide = ir.VectorType(ir.IntType(32), value.type.count)
+    floats = ir.VectorType(ir.FloatType(), value.type.count)
+
+    def splat(number, type=wide):
+        return ir.Constant(type, [number] * type.count)
+
+    bits = builder.zext(value, wide)
+    sign = builder.shl(builder.and_(bits, splat(0x8000)), splat(16))
+    magnitude = builder.and_(bits, splat(0x7FFF))
+    rebased = builder.bitcast(builder.shl(magnitude, splat(13)), floats)
+    rebased = builder.bitcast(builder.fmul(rebased, splat(2.0**112, floats)), wide)  # the biases' difference: 127 - 15
+    special = builder.or_(builder.shl(magnitude, splat(13)), splat(0x7F800000))
+    finite = builder.icmp_signed("<", magnitude, splat(0x7C00))
+    return builder.bitcast(builder.or_(builder.select(finite, rebased, special), sign), floats)
+
+
+def _narrow_float16(builder, value):
+    """Return float32 rounded to float16 in integer arithmetic, ties to even."""
+    wide = ir.VectorType(ir.IntType(32), LANES)
+    floats = value.type
+
+    def splat(number, type=wide):
+        return ir.Constant(type, [number] * type.count)
+
+    bits = builder.bitcast(value, wide)
+    magnitude = builder.and_(bits, splat(0x7FFFFFFF))
+    sign = builder.lshr(builder.and_(bits, splat(0x80000000)), splat(16))
+    odd = builder.and_(builder.lshr(magnitude, splat(13)), splat(1))
+    normal = builder.add(magnitude, builder.add(odd, splat(0xFFF - (112 << 23))))
+    normal = builder.lshr(normal, splat(13))
+    # Where the result is subnormal, adding 1/2 rounds at its last bit, 2**-24, which is that of 1/2 in float32.
+    tiny = builder.fadd(builder.bitcast(magnitude, floats), splat(0.5, floats))
+    tiny = builder.sub(builder.bitcast(tiny, wide), splat(0x3F000000))
+    result = builder.select(builder.icmp_signed("<", magnitude, splat(0x38800000)), tiny, normal)
+    result = builder.select(builder.icmp_signed(">=", magnitude, splat(0x477FF000)), splat(0x7C00), result)
+    is_nan = builder.icmp_signed(">", magnitude, splat(0x7F800000))
+    result = builder.select(is_nan, splat(0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), _stored(types.int16))
+
+
+def _widen(builder, value, dtype):
+    """Return the vector of float lanes that the loaded lanes `value` of `dtype` stand for."""
+    lanes = value.type.count
+    if dtype == types.int16:
+        if not _converts_float16():
+            return _widen_float16(builder, value)
+        half = builder.bitcast(value, ir.VectorType(ir.HalfType(), lanes))
+        return builder.fpext(half, ir.VectorType(ir.FloatType(), lanes))
+    if dtype == types.uint16:
+        wide = ir.VectorType(ir.IntType(32), lanes)
+        bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * lanes))
+        return builder.bitcast(bits, ir.VectorType(ir.FloatType(), lanes))
+    return value
+
+
+def _narrow(builder, value, dtype):
+    """Return the lanes of `dtype` that hold the vector of floats `value`, rounded to nearest even."""
+    if dtype == types.int16:
+        if not _converts_float16():
+            return _narrow_float16(builder, value)
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), LANES))
+        return builder.bitcast(half, _stored(dtype))
+    if dtype == types.uint16:
+        wide = ir.VectorType(ir.IntType(32), LANES)
+
+        def splat(number):
+            return ir.Constant(wide, [number] * LANES)
+
+        bits = builder.bitcast(value, wide)
+        odd = builder.and_(builder.lshr(bits, splat(16)), splat(1))
+        rounded = builder.add(bits, builder.add(odd, splat(0x7FFF)))
+        quiet_nan = builder.or_(bits, splat(0x400000))  # the addition above could carry a nan's bits into inf
+        rounded = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
+        return builder.trunc(builder.lshr(rounded, splat(16)), _stored(dtype))
+    return value
+
+
+@intrinsic
+def load(typingctx, source, offset):
+    """Return the `LANES` elements from `source[offset]` on, as a vector of their accumulator."""
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        address = builder.bitcast(address, _stored(dtype).as_pointer())
+        return _widen(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
+
+    return Vector(accumulator(dtype))(source, offset), generate
+
+
+@intrinsic
+def load_first(typingctx, source, offset, count, fill):
+    """Return the vector of the `count` < LANES elements from `source[offset]` on; the other lanes hold `fill`.
+
+    It does without LLVM's masked loads: LLVM 22 may take their mask away when it folds them into a multiply-add whose
+    result is selected by the same mask, and then reads past the end.
+    """
+    dtype = source.dtype
+    vector = Vector(accumulator(dtype))
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        count = context.cast(builder, arguments[2], signature.args[2], types.int64)
+        value = _widen(builder, _gathered(builder, address, ir.Constant(count.type, 1), count, dtype), dtype)
+        lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
+        mask = builder.icmp_signed("<", lanes, splat_scalar(builder, count))
+        return builder.select(mask, value, convert(context, builder, arguments[3], signature.args[3], vector))
+
+    return vector(source, offset, count, fill), generate
+
+
+@intrinsic
+def load_one(typingctx, source, offset):
+    """Return the element `source[offset]`, a scalar of its accumulator."""
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        one = builder.bitcast(address, _stored(dtype, 1).as_pointer())
+        vector = _widen(builder, builder.load(one, align=dtype.bitwidth // 8), dtype)
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    return accumulator(dtype)(source, offset), generate
+
+
+@intrinsic
+def prefetch(typingctx, source, offset):
+    """Ask for the cache line of `source[offset]`, which need not be readable."""
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        integer = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
+        callee = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        to_read, keep_in_all_caches, data = 0, 3, 1
+        builder.call(callee, [address, *(ir.Constant(integer, flag) for flag in (to_read, keep_in_all_caches, data))])
+        return context.get_dummy_value()
+
+    return types.void(source, offset), generate
+
+
+@intrinsic
+def store(typingctx, target, offset, vector):
+    """Write `vector` to the `LANES` elements from `target[offset]` on."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        address = builder.bitcast(address, _stored(dtype).as_pointer())
+        builder.store(_narrow(builder, arguments[2], dtype), address, align=dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(target, offset, vector), generate
+
+
+@intrinsic
+def put(typingctx, target, offset, number):
+    """Write the float `number` to the element `target[offset]`."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        vector = convert(context, builder, arguments[2], number, Vector(accumulator(dtype)))
+        value = builder.extract_element(_narrow(builder, vector, dtype), ir.Constant(ir.IntType(32), 0))
+        builder.store(value, address)
+        return context.get_dummy_value()
+
+    return types.void(target, offset, number), generate
+
+
+@intrinsic
+def stream(typingctx, target, offset, vector):
+    """Write `vector` past the caches to the aligned elements from `target[offset]` on; a fence must follow."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        value = _narrow(builder, arguments[2], dtype)
+        address = builder.bitcast(address, value.type.as_pointer())
+        instruction = builder.store(value, address, align=LANES * dtype.bitwidth // 8)
+        one = ir.Constant(ir.IntType(32), 1)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([one]))
+        return context.get_dummy_value()
+
+    return types.void(target, offset, vector), generate
+
+
+@intrinsic
+def fence(typingctx):
+    """Order the streamed stores before what this thread writes next."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def gather(typingctx, source, offset, step, count):
+    """Return the vector of the elements `source[offset + lane * step]`; lanes from `count` on repeat the last."""
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        step, count = (context.cast(builder, arguments[i], signature.args[i], types.int64) for i in (2, 3))
+        address = _element_address(context, builder, signature, arguments)
+        value = _gathered(builder, address, step, count, dtype)
+        return _widen(builder, value, dtype)
+
+    return Vector(accumulator(dtype))(source, offset, step, count), generate
+
+
+@intrinsic
+def scatter(typingctx, target, offset, step, vector, count):
+    """Write the first `count` lanes of `vector` to the elements `target[offset + lane * step]`."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        # Lane by lane under a branch each: AMD's masked store takes longer, and LLVM has none for 16 bits.
+        address = _element_address(context, builder, signature, arguments)
+        step = context.cast(builder, arguments[2], signature.args[2], types.int64)
+        value = _narrow(builder, arguments[3], dtype)
+        count = context.cast(builder, arguments[4], signature.args[4], types.int64)
+        for lane in range(LANES):
+            number = ir.Constant(count.type, lane)
+            with builder.if_then(builder.icmp_signed("<", number, count)):
+                element = builder.extract_element(value, ir.Constant(ir.IntType(32), lane))
+                builder.store(element, cgutils.gep_inbounds(builder, address, builder.mul(number, step)))
+        return context.get_dummy_value()
+
+    return types.void(target, offset, step, vector, count), generate
+
+
+@intrinsic
+def transpose(typingctx, source, source_step, target, target_step):
+    """Copy the `LANES` x `LANES` block at `source` to `target` transposed; the steps lead from row to row."""
+
+    def generate(context, builder, signature, arguments):
+        source_step, target_step = (context.cast(builder, arguments[i], signature.args[i], types.int64) for i in (1, 3))
+        rows = []
+        for row in range(LANES):
+            offset = builder.mul(ir.Constant(source_step.type, row), source_step)
+            address = cgutils.gep_inbounds(builder, arguments[0], offset)
+            rows.append(_load_vector(builder, address, 0, source.dtype))
+        for row, column in enumerate(_transposed(builder, rows)):
+            offset = builder.mul(ir.Constant(target_step.type, row), target_step)
+            _store_vector(builder, column, arguments[2], offset, target.dtype)
+        return context.get_dummy_value()
+
+    return types.void(source, source_step, target, target_step), generate
+
+
+@intrinsic(prefer_literal=True)
+def split_columns(typingctx, source, columns, target, target_step):
+    """Copy `LANES` rows of `columns` adjoining elements at `source` to columns at `target`, `target_step` apart.
+
+    `columns` is a literal of at most `LANES`: the rows are loaded whole and sorted by shuffles.
+    """
+    count = columns.literal_value
+
+    def generate(context, builder, signature, arguments):
+        step = context.cast(builder, arguments[3], signature.args[3], types.int64)
+        loaded = [_load_vector(builder, arguments[0], number, source.dtype) for number in range(count)]
+        for column in range(count):
+            places = [divmod(lane * count + column, LANES) for lane in range(LANES)]
+            offset = builder.mul(ir.Constant(step.type, column), step)
+            _store_vector(builder, _picked(builder, loaded, places), arguments[2], offset, target.dtype)
+        return context.get_dummy_value()
+
+    return types.void(source, columns, target, target_step), generate
+
+
+@intrinsic(prefer_literal=True)
+def join_columns(typingctx, source, source_step, columns, target):
+    """Copy columns of `LANES` at `source`, `source_step` apart, to rows of `columns` adjoining elements at `target`.
+
+    It undoes `split_columns`.
+    """
+    count = columns.literal_value
+
+    def generate(context, builder, signature, arguments):
+        step = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        loaded = []
+        for column in range(count):
+            offset = builder.mul(ir.Constant(step.type, column), step)
+            address = cgutils.gep_inbounds(builder, arguments[0], offset)
+            loaded.append(_load_vector(builder, address, 0, source.dtype))
+        for number in range(count):
+            places = [divmod(number * LANES + lane, count)[::-1] for lane in range(LANES)]
+            offset = ir.Constant(step.type, number * LANES)
+            _store_vector(builder, _picked(builder, loaded, places), arguments[3], offset, target.dtype)
+        return context.get_dummy_value()
+
+    return types.void(source, source_step, columns, target), generate
+
+
+def _load_vector(builder, base, number, dtype):
+    """Return the `number`-th vector behind `base`."""
+    address = cgutils.gep_inbounds(builder, base, number * LANES)
+    address = builder.bitcast(address, _stored(dtype).as_pointer())
+    return _widen(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
+
+
+def _store_vector(builder, vector, base, offset, dtype):
+    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), _stored(dtype).as_pointer())
+    builder.store(_narrow(builder, vector, dtype), address, align=dtype.bitwidth // 8)
+
+
+def _picked(builder, vectors, places):
+    """Return the vector whose lane i is the lane places[i][1] of vectors[places[i][0]]."""
+    index = ir.VectorType(ir.IntType(32), LANES)
+    result = ir.Constant(vectors[0].type, ir.Undefined)
+    for number, vector in enumerate(vectors):
+        chosen = [LANES + lane if at == number else own for own, (at, lane) in enumerate(places)]
+        result = builder.shuffle_vector(result, vector, ir.Constant(index, chosen))
+    return result
+
+
+@intrinsic
+def class_indices(typingctx, source, offset, step, count, classes, ignore_index):
+    """Return the int32 vector of the integers `source[offset + lane * step]` that are classes, -1 for the others.
+
+    A class is in [0, classes) and not `ignore_index`. Lanes from `count` on are -1.
+    """
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        step, count, classes, ignored = (
+            context.cast(builder, value, of, types.int64)
+            for value, of in zip(arguments[2:], signature.args[2:], strict=True)
+        )
+        wide = ir.VectorType(ir.IntType(64), LANES)
+        address = _element_address(context, builder, signature, arguments)
+        full = builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
+        adjoining = builder.and_(full, builder.icmp_signed("==", step, ir.Constant(step.type, 1)))
+        slot = cgutils.alloca_once(builder, _stored(dtype))
+        with builder.if_else(adjoining) as (at_once, one_by_one):
+            with at_once:
+                whole = builder.bitcast(address, _stored(dtype).as_pointer())
+                builder.store(builder.load(whole, align=dtype.bitwidth // 8), slot)
+            with one_by_one:
+                builder.store(_gathered(builder, address, step, count, dtype), slot)
+        value = builder.load(slot)
+        if dtype.bitwidth < 64:
+            value = builder.sext(value, wide) if dtype.signed else builder.zext(value, wide)
+        lanes = ir.Constant(wide, list(range(LANES)))
+        valid = builder.icmp_unsigned("<", value, splat_scalar(builder, classes))
+        valid = builder.and_(valid, builder.icmp_signed("!=", value, splat_scalar(builder, ignored)))
+        valid = builder.and_(valid, builder.icmp_signed("<", lanes, splat_scalar(builder, count)))
+        narrow = llvm_type(Vector(types.int32))
+        return builder.select(valid, builder.trunc(value, narrow), ir.Constant(narrow, [-1] * LANES))
+
+    return Vector(types.int32)(source, offset, step, count, classes, ignore_index), generate
+
+
+@intrinsic
+def lookup(typingctx, table, index):
+    """Return the vector of the elements table[index[lane]] of floats, table[0] where the index is negative."""
+
+    def generate(context, builder, signature, arguments):
+        value = ir.Constant(_stored(table.dtype), None)
+        for lane in range(LANES):
+            number = ir.Constant(ir.IntType(32), lane)
+            one = builder.extract_element(arguments[1], number)
+            zero = ir.Constant(one.type, 0)
+            one = builder.select(builder.icmp_signed("<", one, zero), zero, one)
+            element = builder.load(cgutils.gep_inbounds(builder, arguments[0], builder.sext(one, ir.IntType(64))))
+            value = builder.insert_element(value, element, number)
+        return value
+
+    return Vector(table.dtype)(table, index), generate
+
+
+def _gathered(builder, address, step, count, dtype):
+    """Return the elements `address[lane * step]`; lanes from `count` on read the last again: cheaper than branches."""
+    value = ir.Constant(_stored(dtype), None)
+    last = builder.sub(count, ir.Constant(count.type, 1))
+    for lane in range(LANES):
+        number = ir.Constant(count.type, lane)
+        inside = builder.select(builder.icmp_signed("<", number, count), number, last)
+        element = builder.load(cgutils.gep_inbounds(builder, address, builder.mul(inside, step)))
+        value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
+    return value
+
+
+def _transposed(builder, rows):
+    """Return the columns of the square of vectors `rows`, by log2(LANES) rounds that swap off-diagonal blocks."""
+    rows = list(rows)
+    index = ir.VectorType(ir.IntType(32), LANES)
+    block = LANES // 2
+    while block:
+        for row in range(LANES):
+            if not row & block:
+                kept = [lane if not lane & block else LANES + lane - block for lane in range(LANES)]
+                swapped = [lane + block if not lane & block else LANES + lane for lane in range(LANES)]
+                above, below = rows[row], rows[row + block]
+                rows[row] = builder.shuffle_vector(above, below, ir.Constant(index, kept))
+                rows[row + block] = builder.shuffle_vector(above, below, ir.Constant(index, swapped))
+        block //= 2
+    return rows
+
+
+@intrinsic
+def zeros_like(typingctx, source):
+    """Return the vector of zeros of the accumulator of what the pointer `source` points to."""
+    vector = Vector(accumulator(source.dtype))
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(llvm_type(vector), None)
+
+    return vector(source), generate
+
+
+@inlined_by_type
+def empty_accumulators(like, count):
+    """Return a new array of `count` accumulators of the elements of the array `like`, uninitialised."""
+    dtype = np.float64 if accumulator(like.dtype) == types.float64 else np.float32
+    return lambda like, count: np.empty(count, dtype)
+
+
+@intrinsic
+def keep(typingctx, array):
+    """Keep `array` alive up to this call: a pointer into it does not."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(array), generate

@@ -1,0 +1,265 @@
+"""A program for test_guard_pages.py: calls one function of fastloss on arrays that lie against unreadable pages.
+
+    python guarded.py cross_entropy small
+
+Reading or writing one byte outside an array kills this process. Each case is printed before it runs, so that the last
+line of the output names the one that did. The results are compared with plain NumPy in float64.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import fastloss as fl
+from fastloss import _engine
+
+CLASSES = (1, 2, 3, 7, 8, 9, 31, 47, 48, 50, 100, 1003, 1030)
+ROWS = (1, 2, 7, 8, 9, 33)
+LARGE_BYTES = (8 << 20) + 4096
+PAGE = mmap.PAGESIZE
+CLASS_LOSSES, CLASS_FUNCTIONS = ("cross_entropy", "nll_loss"), ("softmax", "log_softmax", "logsumexp")
+ELEMENT_LOSSES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "kl_div")
+ELEMENT_FUNCTIONS = ("sigmoid", "log_sigmoid")
+
+Shape = tuple[int, ...]
+
+
+def _forbid(address: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 0) != 0:  # PROT_NONE
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def guarded_empty(shape: Shape, dtype: Any, side: str, skipped: int = 0) -> np.ndarray:
+    """Return a new C-contiguous array, all of its bytes 0xff, between two unreadable pages.
+
+    It ends where the second begins or, if `side` is "begin", begins `skipped` elements after the first.
+    """
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    usable = -(-max((count + skipped) * dtype.itemsize, 1) // PAGE) * PAGE
+    memory = mmap.mmap(-1, usable + 2 * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    _forbid(address)
+    _forbid(address + PAGE + usable)
+    offset = skipped * dtype.itemsize if side == "begin" else usable - count * dtype.itemsize
+    data = np.frombuffer(memory, np.uint8, count * dtype.itemsize, PAGE + offset)
+    data[...] = 0xFF
+    return data.view(dtype).reshape(shape)
+
+
+class Place:
+    """Where the arrays of a case lie: against which page, and in which layout (the last two axes being row, class)."""
+
+    def __init__(self, side: str, layout: str = "contiguous", skipped: int = 0) -> None:
+        self.side, self.layout, self.skipped = side, layout, skipped
+
+    def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
+        if self.layout == "class-strided" and len(shape) > 1:
+            memory_shape = (shape[0], *shape[2:], shape[1]) if len(shape) > 2 else shape[::-1]
+            array = guarded_empty(memory_shape, dtype, self.side, self.skipped)
+            return np.moveaxis(array, -1, 1) if len(shape) > 2 else array.T
+        if self.layout == "padded rows" and len(shape) > 1:
+            array = guarded_empty((*shape[:-1], shape[-1] + 3), dtype, self.side, self.skipped)
+            return array[..., 3:] if self.side == "end" else array[..., :-3]
+        return guarded_empty(shape, dtype, self.side, self.skipped)
+
+    def copy(self, values: np.ndarray) -> np.ndarray:
+        array = self.empty(values.shape, values.dtype)
+        array[...] = values
+        return array
+
+    def __str__(self) -> str:
+        return f"{self.layout}, {self.side} + {self.skipped}"
+
+
+def guard_engine(side: str) -> None:
+    """Make the arrays that the engine allocates itself lie against an unreadable page too."""
+    guarded = types.SimpleNamespace(**vars(np))
+    guarded.empty = lambda shape, dtype=float: guarded_empty(
+        shape if isinstance(shape, tuple) else (shape,), dtype, side
+    )
+
+    def empty_like(like: np.ndarray, dtype: Any = None, subok: bool = False) -> np.ndarray:
+        axes = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
+        array = guarded_empty(tuple(like.shape[axis] for axis in axes), dtype or like.dtype, side)
+        return array.transpose(np.argsort(axes))
+
+    guarded.empty_like = empty_like
+    _engine.np = guarded  # type: ignore[assignment]
+
+
+def check(actual: Any, expected: np.ndarray, dtype: np.dtype) -> None:
+    epsilon = float(ml_dtypes.finfo(dtype).eps)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(np.float64(actual), expected, rtol=8 * epsilon, atol=8 * epsilon)
+
+
+def check_sum(actual: Any, terms: np.ndarray, dtype: np.dtype) -> None:
+    """Check a sum whose terms may cancel; float16 holds it only up to 65,504."""
+    epsilon = float(ml_dtypes.finfo(dtype).eps)
+    assert actual.dtype == dtype
+    with np.errstate(over="ignore"):
+        expected = np.float64(terms.sum().astype(dtype))
+    assert actual == expected or abs(np.float64(actual) - expected) <= 8 * epsilon * (1 + abs(terms).sum())
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def class_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: str) -> None:
+    """Call a loss of classes with index targets, a third of them ignored, or with probabilities."""
+    rng = np.random.default_rng(sum(shape))
+    x = place.copy(rng.normal(size=shape).astype(dtype))
+    classes = shape[1]
+    exact = x.astype(np.float64)
+    log_p = log_softmax(exact) if name == "cross_entropy" else exact
+    options: dict[str, Any] = {}
+    weight = np.ones(classes)
+    if variant == "probabilities":
+        target = place.copy(rng.random(shape).astype(dtype))
+        q = target.astype(np.float64)
+    else:
+        labels = rng.integers(0, classes, (shape[0], *shape[2:]))
+        labels[rng.random(labels.shape) < 0.3] = -100
+        target = place.copy(labels)
+        if variant == "weighted":
+            options["weight"] = place.copy(
+                rng.random(classes).astype(np.float64 if dtype == np.float64 else np.float32)
+            )
+            weight = options["weight"].astype(np.float64)
+        one_hot = np.moveaxis(labels[..., None] == np.arange(classes), -1, 1)
+        q = one_hot.astype(np.float64)
+        if variant == "weighted" and name == "cross_entropy":
+            options["label_smoothing"] = 0.25
+            q = np.where(one_hot.any(axis=1, keepdims=True), 0.75 * q + 0.25 / classes, 0.0)
+    q = q * weight.reshape(-1, *[1] * (len(shape) - 2))
+    out = place.empty(shape, dtype)
+    losses, gradient = getattr(fl, name)(x, target, **options, reduction="none", return_grad=True, out=out)
+    assert gradient is out
+    check(losses, -(q * log_p).sum(axis=1), dtype)
+    expected = q.sum(axis=1, keepdims=True) * np.exp(log_p) - q if name == "cross_entropy" else -q
+    check(gradient, expected, dtype)
+    if variant != "plain":
+        return
+    check_sum(getattr(fl, name)(x, target, reduction="sum"), -(q * log_p), dtype)
+    for position, value in ((0, -1), (-1, classes), (labels.size // 2, 2**62)):
+        bad = place.copy(labels)
+        bad[np.unravel_index(position % labels.size, labels.shape)] = value
+        out[...] = 7.0
+        try:
+            getattr(fl, name)(x, bad, reduction="none", return_grad=True, out=out)
+        except IndexError:
+            assert (out == 7.0).all()
+        else:
+            raise AssertionError(f"the class index {value} raised nothing")
+
+
+def class_function_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: str) -> None:
+    x = place.copy(np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype))
+    exact = x.astype(np.float64)
+    log_p = log_softmax(exact)
+    expected = {"softmax": np.exp(log_p), "log_softmax": log_p, "logsumexp": (exact - log_p)[:, 0]}[name]
+    out = place.empty(expected.shape, dtype)
+    assert getattr(fl, name)(x, 1, out=out) is out
+    check(out, expected, dtype)
+
+
+def element_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: str) -> None:
+    rng = np.random.default_rng(sum(shape))
+    x = place.copy((rng.random(shape) * 0.75 + 0.125).astype(dtype))
+    target = place.copy((rng.random(shape) * 0.75 + 0.125).astype(dtype))
+    e, t = x.astype(np.float64), target.astype(np.float64)
+    losses, gradient = {
+        "binary_cross_entropy": lambda: (-t * np.log(e) - (1 - t) * np.log(1 - e), (e - t) / (e * (1 - e))),
+        "binary_cross_entropy_with_logits": lambda: (np.log1p(np.exp(e)) - t * e, 1 / (1 + np.exp(-e)) - t),
+        "mse_loss": lambda: ((e - t) ** 2, 2 * (e - t)),
+        "kl_div": lambda: (t * (np.log(t) - e), -t),
+    }[name]()
+    if variant in ("weighted", "by row", "by class") and name != "kl_div":
+        weight_shape = {"by row": (shape[0], 1), "by class": shape[1:]}.get(variant, shape)
+        weight = place.copy(rng.random(weight_shape).astype(dtype))
+        options = {"weight": weight}
+        losses, gradient = losses * weight.astype(np.float64), gradient * weight.astype(np.float64)
+    else:
+        options = {}
+    out = place.empty(shape, dtype)
+    actual = getattr(fl, name)(x, target, **options, reduction="none", return_grad=True, out=out)
+    assert actual[1] is out
+    check(actual[0], losses, dtype)
+    check(out, gradient, dtype)
+    check_sum(getattr(fl, name)(x, target, **options, reduction="sum"), losses, dtype)
+
+
+def element_function_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: str) -> None:
+    x = place.copy(np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype))
+    p = 1 / (1 + np.exp(-x.astype(np.float64)))
+    out = place.empty(shape, dtype)
+    assert getattr(fl, name)(x, out=out) is out
+    check(out, p if name == "sigmoid" else np.log(p), dtype)
+
+
+Work = tuple[Shape, Place, str]
+
+
+def small_cases(name: str) -> Iterator[Work]:
+    of_classes = name in CLASS_LOSSES + CLASS_FUNCTIONS
+    layouts = ("contiguous", "class-strided", "padded rows") if of_classes else ("contiguous", "padded rows")
+    for side in ("end", "begin"):
+        guard_engine(side)
+        for layout, rows, classes in itertools.product(layouts, ROWS, CLASSES):
+            yield (rows, classes), Place(side, layout), "plain"
+        for classes in CLASSES if name in CLASS_LOSSES else ():
+            yield (3, classes, 7), Place(side), "plain"
+            yield (2, classes, 33), Place(side), "plain"
+        variants = {"cross_entropy": ("weighted", "probabilities"), "nll_loss": ("weighted",)}.get(name, ())
+        variants = variants or (("weighted", "by row", "by class") if name in ELEMENT_LOSSES else ())
+        for variant, rows, classes in itertools.product(variants, (2, 8, 9), CLASSES):
+            yield (rows, classes), Place(side), variant
+
+
+def large_cases(name: str, itemsize: int) -> Iterator[Work]:
+    """Outputs that bypass the caches, their first element at any place in a cache line."""
+    elements = LARGE_BYTES // itemsize
+    for side, skipped in (("end", 0), ("begin", 1)):
+        guard_engine(side)
+        for classes in (100, 1003) if name in CLASS_LOSSES + CLASS_FUNCTIONS else (1003,):
+            yield (elements // classes + 1, classes), Place(side, "contiguous", skipped), "plain"
+        if name in CLASS_LOSSES + CLASS_FUNCTIONS:
+            yield (3, 65_536 + 9), Place(side, "contiguous", skipped), "plain"
+            yield (2, elements // 2 + 1), Place(side, "contiguous", skipped), "plain"
+            yield (elements // 7 + 1, 7), Place(side, "class-strided", skipped), "plain"
+        else:
+            yield (elements // 1003 + 1, 1003), Place(side, "padded rows", skipped), "plain"
+
+
+def main(name: str, size: str) -> None:
+    run = next(
+        case
+        for names, case in (
+            (CLASS_LOSSES, class_case),
+            (CLASS_FUNCTIONS, class_function_case),
+            (ELEMENT_LOSSES, element_case),
+            (ELEMENT_FUNCTIONS, element_function_case),
+        )
+        if name in names
+    )
+    for dtype in map(np.dtype, (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)):
+        for shape, place, variant in small_cases(name) if size == "small" else large_cases(name, dtype.itemsize):
+            print(dtype, shape, place, variant, flush=True)
+            run(name, dtype, shape, place, variant)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,145 @@
+"""cross_entropy and nll_loss against longdouble loops and torch, over options, dtypes and shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import numpy as np
+import oracles
+import peers
+import pytest
+import torch.nn.functional as F
+from tolerances import assert_agree, assert_close, assert_no_worse
+
+import fastloss as fl
+
+BOTH_KERNELS = [(9, 7), (9, 100)]
+"""Shapes whose lanes run over rows, and over classes."""
+
+OPTIONS_AND_DTYPES = [
+    (options, dtype)
+    for options in cases.CLASS_OPTIONS
+    for dtype in (cases.DTYPES if options in cases.OPTIONS_OF_ALL_DTYPES else [np.dtype(np.float32)])
+]
+
+
+def compare(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], truth: tuple[np.ndarray, np.ndarray] | None = None
+) -> None:
+    """Assert that loss and gradient of cross_entropy are no worse than torch's."""
+    loss, gradient = fl.cross_entropy(*arguments, **keywords, return_grad=True)
+    true_loss, true_gradient = truth or oracles.cross_entropy(*arguments, **keywords)
+    peers_loss, peers_gradient = peers.torch_loss(F.cross_entropy, *arguments, **keywords)
+    assert_no_worse(loss, peers_loss, true_loss, arguments[0].dtype)
+    assert_no_worse(gradient, peers_gradient, true_gradient, arguments[0].dtype)
+
+
+@pytest.mark.parametrize(("options", "dtype"), OPTIONS_AND_DTYPES, ids=cases.name_of)
+def test_cross_entropy_is_as_exact_as_torchs(options: cases.ClassOptions, dtype: np.dtype[Any]) -> None:
+    in_depth = dtype == np.float32 and (options in cases.OPTIONS_OF_ALL_DTYPES or options == cases.ClassOptions())
+    for shape in cases.SHAPES if in_depth else cases.MATRICES:
+        compare(*cases.class_arguments(options, shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
+def test_nll_loss_is_as_exact_as_torchs(dtype: np.dtype[Any]) -> None:
+    options = cases.ClassOptions("mean", weighted=True, ignore_index=-1)
+    for shape in cases.SHAPES if dtype == np.float32 else cases.MATRICES:
+        (logits, target, weight), keywords = cases.class_arguments(options, shape, dtype)
+        del keywords["label_smoothing"]
+        arguments = -np.abs(logits), target, weight
+        for reduction in ("mean", "sum"):
+            keywords["reduction"] = reduction
+            loss, gradient = fl.nll_loss(*arguments, **keywords, return_grad=True)
+            true_loss, true_gradient = oracles.nll_loss(*arguments, **keywords)
+            peers_loss, peers_gradient = peers.torch_loss(F.nll_loss, *arguments, **keywords)
+            assert_no_worse(loss, peers_loss, true_loss, dtype)
+            assert_no_worse(gradient, peers_gradient, true_gradient, dtype)
+
+
+@pytest.mark.parametrize("options", cases.OPTIONS_OF_ALL_DTYPES, ids=cases.name_of)
+def test_loss_is_the_same_without_the_gradient(options: cases.ClassOptions) -> None:
+    for shape in BOTH_KERNELS:
+        arguments, keywords = cases.class_arguments(options, shape, np.dtype(np.float32))
+        loss, _ = fl.cross_entropy(*arguments, **keywords, return_grad=True)
+        assert_close(fl.cross_entropy(*arguments, **keywords), loss, np.float32)
+
+
+@pytest.mark.parametrize("options", cases.OPTIONS_OF_ALL_DTYPES, ids=cases.name_of)
+def test_gradient_is_the_slope_of_the_loss(options: cases.ClassOptions) -> None:
+    for shape in BOTH_KERNELS:
+        (logits, *others), keywords = cases.class_arguments(options, shape, np.dtype(np.float64))
+        _, gradient = fl.cross_entropy(logits, *others, **keywords, return_grad=True)
+        step = 1e-3 * cases.generator("step", shape).normal(size=shape)
+        steps = [logits + number * step for number in (-2, -1, 1, 2)]
+        losses = [np.sum(fl.cross_entropy(there, *others, **keywords, return_grad=True)[0]) for there in steps]
+        assert np.sum(gradient * step) == pytest.approx(np.dot(losses, [1, -8, 8, -1]) / 12, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", cases.INTEGERS, ids=cases.name_of)
+def test_class_indices_of_every_integer_dtype(dtype: np.dtype[Any]) -> None:
+    ignored = 5
+    for shape in BOTH_KERNELS:
+        logits = cases.logits_of(shape, np.dtype(np.float32))
+        target = np.array([0, 1, 2, 3, 4, ignored, 6, 6, 0])
+        expected = fl.cross_entropy(logits, target, ignore_index=ignored)
+        for indices in (target.astype(dtype), target.astype(dtype.newbyteorder())):
+            assert fl.cross_entropy(logits, indices, ignore_index=ignored) == expected
+
+
+def test_lists_and_integers_are_float64() -> None:
+    loss, gradient = fl.cross_entropy([[1, 2, 0], [0, 0, 3]], [1, 2], [1, 1, 2], return_grad=True)
+    expected, expected_gradient = fl.cross_entropy(
+        np.array([[1.0, 2, 0], [0, 0, 3]]), np.array([1, 2]), np.array([1.0, 1, 2]), return_grad=True
+    )
+    assert (loss, loss.dtype, gradient.dtype) == (expected, np.float64, np.float64)
+    np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("loss_of", [fl.cross_entropy, fl.nll_loss])
+@pytest.mark.parametrize("shape", BOTH_KERNELS)
+def test_out_receives_the_gradient(loss_of: Any, shape: tuple[int, ...]) -> None:
+    (logits, target, _), _ = cases.class_arguments(cases.ClassOptions(), shape, np.dtype(np.float32))
+    expected, expected_gradient = loss_of(logits, target, return_grad=True)
+    out = np.empty_like(logits)
+    loss, gradient = loss_of(logits, target, return_grad=True, out=out)
+    assert gradient is out
+    assert loss == expected
+    np.testing.assert_array_equal(gradient, expected_gradient)
+    in_place = logits.copy()
+    loss, gradient = loss_of(in_place, target, return_grad=True, out=in_place)
+    assert gradient is in_place
+    assert loss == expected
+    np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("shape", [(3, 300_000), (5, 70_000), (5, 5_000), (70, 5_000)], ids=str)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+def test_many_classes(shape: tuple[int, int], label_smoothing: float) -> None:
+    options = cases.ClassOptions(label_smoothing=label_smoothing)
+    compare(*cases.class_arguments(options, shape, np.dtype(np.float32)))
+
+
+def test_many_classes_with_probabilities() -> None:
+    options = cases.ClassOptions("none", weighted=True, label_smoothing=0.1, of_probabilities=True)
+    for shape in ((2, 300_000), (5, 5_000)):
+        compare(*cases.class_arguments(options, shape, np.dtype(np.float32)))
+
+
+def test_many_classes_that_do_not_lie_side_by_side(tmp_path: Any) -> None:
+    options = cases.ClassOptions("none", weighted=True, label_smoothing=0.1, of_probabilities=True)
+    (logits, probabilities, weight), keywords = cases.class_arguments(options, (2, 200_000), np.dtype(np.float32))
+    expected, expected_gradient = fl.cross_entropy(logits, probabilities, weight, **keywords, return_grad=True)
+    strided = cases.by_two(logits, tmp_path), cases.by_two(probabilities, tmp_path), weight
+    for out in (None, np.zeros_like(logits), np.zeros(logits.shape, np.float32, order="F")):
+        loss, gradient = fl.cross_entropy(*strided, **keywords, return_grad=True, out=out)
+        assert_agree(loss, expected, np.float32)
+        assert_agree(gradient, expected_gradient, np.float32)
+
+
+def test_many_rows() -> None:
+    """Enough of them that the threads share the work, in blocks that do not divide evenly."""
+    for shape in ((20_011, 2), (5_003, 10), (701, 100), (3, 10, 41, 43)):
+        arguments, keywords = cases.class_arguments(cases.ClassOptions(), shape, np.dtype(np.float32))
+        compare(arguments, keywords)

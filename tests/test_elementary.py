@@ -1,0 +1,207 @@
+"""exp, log and their kin: each docstring's bound on the error in ulps, and what is exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from fastloss._kernels import elementary
+from fastloss._kernels._memory import load, pointer, store
+from fastloss._kernels._simd import LANES
+
+Function = Callable[[np.ndarray], np.ndarray]
+DTYPES = (np.float32, np.float64)
+
+
+def wrapped(kernel: Any) -> tuple[Function, Function]:
+    """Return `kernel` as functions of arrays: (vectors, scalars), compiled for either dtype at the first call."""
+
+    @numba.njit(nogil=True, error_model="numpy")
+    def on_vectors(x: np.ndarray, result: np.ndarray) -> None:
+        source, target = pointer(x, (0,)), pointer(result, (0,))
+        for i in range(0, x.size, LANES):
+            store(target, i, kernel(load(source, i)))
+
+    @numba.njit(nogil=True, error_model="numpy")
+    def on_scalars(x: np.ndarray, result: np.ndarray) -> None:
+        for i in range(x.size):
+            result[i] = kernel(x[i])
+
+    def function_of(implementation: Any) -> Function:
+        def function(x: np.ndarray) -> np.ndarray:
+            padded = np.zeros(-(-x.size // LANES) * LANES, x.dtype)
+            padded[: x.size] = x
+            result = np.empty_like(padded)
+            implementation(padded, result)
+            return result[: x.size]
+
+        return function
+
+    return function_of(on_vectors), function_of(on_scalars)
+
+
+@numba.njit
+def _exp_unscaled(x: Any) -> Any:
+    return elementary.exp_scaled(x) * elementary.unscale(x)
+
+
+NAMES = ("exp", "exp_scaled", "log", "log1p", "decay", "log1p_of_fraction", "sigmoid", "softplus")
+FUNCTIONS = {name: wrapped(_exp_unscaled if name == "exp_scaled" else getattr(elementary, name)) for name in NAMES}
+EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": np.exp,
+    "exp_scaled": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "decay": lambda x: np.exp(-abs(x)),
+    "log1p_of_fraction": np.log1p,
+    "sigmoid": lambda x: np.where(x < 0, np.exp(-abs(x)), 1) / (1 + np.exp(-abs(x))),
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-abs(x))),
+}
+DOMAIN = {"exp_scaled": (-np.inf, 0.0), "log": (0.0, np.inf), "log1p": (-1.0, np.inf), "log1p_of_fraction": (0.0, 1.0)}
+extended = pytest.mark.skipif(
+    np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64 here: nothing to compare with"
+)
+
+
+def stated_bound(name: str, dtype: type) -> float:
+    """Return the largest error in ulps that the function's docstring states, one for both dtypes or one for each."""
+    text = getattr(elementary, "exp" if name == "exp_scaled" else name).__doc__
+    number = r"(\d+(?:\.\d+)?)"
+    both = re.search(rf"{number} ulp(?: in float32, {number} in float64)?", text)
+    assert both is not None, f"the docstring of {name} states no bound"
+    bound = float(both[2] or both[1]) if dtype == np.float64 else float(both[1])
+    assert bound <= (2 if name in ("exp", "exp_scaled", "log") else 3)
+    return bound
+
+
+def error_in_ulps(result: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Return |result - exact| in units of the last place of `exact` in the dtype of `result`; 0 where both overflow."""
+    info = np.finfo(result.dtype)
+    with np.errstate(all="ignore"):
+        ulp = np.ldexp(exact.dtype.type(1), np.maximum(np.frexp(exact)[1] - 1, info.minexp) - info.nmant)
+        error = abs(result.astype(exact.dtype) - exact) / ulp
+        return np.where(np.isinf(result) & (result.astype(exact.dtype) == exact.astype(result.dtype)), 0, error)
+
+
+def sample(name: str, dtype: type) -> np.ndarray:
+    """Return points all over the function's domain, dense where its formula changes."""
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**info.bits, 200_000, dtype=f"u{info.bits // 8}").view(dtype)
+    tiny, huge = np.log2(float(info.smallest_subnormal)), np.log2(float(info.max))
+    logarithmic = np.exp2(rng.uniform(tiny, huge, 200_000)).astype(dtype)
+    thresholds = (info.max, info.tiny, info.smallest_subnormal, info.smallest_subnormal / dtype(4))
+    edges = [0.0, 1.0, 0.5, 2.0, -1.0, 0.3465735903, 17.0, 37.0, 88.0, 709.0]
+    with np.errstate(all="ignore"):
+        edges += [float(np.log(np.longdouble(value))) for value in thresholds if value > 0]
+    steps = (dtype(1) + np.arange(-2000, 2000).astype(dtype) * info.eps) * np.array(edges, dtype)[:, None]
+    uniform = rng.uniform(-1.0, 1.0, 200_000).astype(dtype)
+    reach = uniform * dtype(1.1 * (info.maxexp + info.nmant) * np.log(2))
+    points = np.concatenate([bits, logarithmic, -logarithmic, steps.ravel(), uniform, 1 + uniform / 64, reach])
+    low, high = DOMAIN.get(name, (-np.inf, np.inf))
+    return points[np.isfinite(points) & (points >= low) & (points <= high)].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_and_scalars_give_the_same_bits(name: str, dtype: type) -> None:
+    x = np.concatenate([sample(name, dtype), np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -1.5], dtype)])
+    on_vectors, on_scalars = (function(x) for function in FUNCTIONS[name])
+    assert on_vectors.dtype == on_scalars.dtype == dtype
+    np.testing.assert_array_equal(on_vectors, on_scalars)
+    numbers = ~np.isnan(on_vectors)
+    np.testing.assert_array_equal(np.signbit(on_vectors[numbers]), np.signbit(on_scalars[numbers]))
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_error_is_within_the_stated_bound(name: str, dtype: type) -> None:
+    x = sample(name, dtype)
+    with np.errstate(all="ignore"):
+        exact = EXACT[name](x.astype(np.longdouble))
+    errors = error_in_ulps(FUNCTIONS[name][0](x), exact)
+    worst = int(np.argmax(errors))
+    assert errors[worst] <= stated_bound(name, dtype), f"{errors[worst]:.4f} ulp at {float(x[worst])!r}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_error_against_mpmath(name: str, dtype: type) -> None:
+    """A thousand points whose exact values owe nothing to the C library."""
+    mpmath = pytest.importorskip("mpmath")
+    x = np.random.default_rng(1).choice(sample(name, dtype), 1000)
+    with mpmath.workdps(60):
+        exact_of = {
+            "exp": mpmath.exp,
+            "exp_scaled": mpmath.exp,
+            "log": lambda v: mpmath.log(v) if v else -mpmath.inf,
+            "log1p": lambda v: mpmath.log1p(v) if v > -1 else -mpmath.inf,
+            "decay": lambda v: mpmath.exp(-abs(v)),
+            "log1p_of_fraction": mpmath.log1p,
+            "sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)),
+            "softplus": lambda v: max(v, 0) + mpmath.log1p(mpmath.exp(-abs(v))),
+        }[name]
+        info = np.finfo(dtype)
+        for value, result in zip(x, FUNCTIONS[name][0](x), strict=True):
+            exact = exact_of(mpmath.mpf(float(value)))
+            if np.isinf(result):
+                assert abs(exact) > float(info.max)
+                continue
+            exponent = max(mpmath.frexp(exact)[1] - 1 if exact else info.minexp, info.minexp)
+            error = abs(mpmath.mpf(float(result)) - exact) / mpmath.ldexp(1, exponent - info.nmant)
+            assert error <= stated_bound(name, dtype), f"{float(error):.4f} ulp at {float(value)!r}"
+
+
+INF, NAN = np.inf, np.nan
+SPECIAL = {
+    "exp": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (NAN, NAN), (1e30, INF), (-1e30, 0.0)],
+    "exp_scaled": [(0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (NAN, NAN), (-1e30, 0.0)],
+    "log": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (NAN, NAN), (1.0, 0.0), (-1.0, NAN), (-1e-40, NAN)],
+    "log1p": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, NAN), (NAN, NAN), (-1.0, -INF), (-1.0000002, NAN)],
+    "decay": [(0.0, 1.0), (-0.0, 1.0), (INF, 0.0), (-INF, 0.0), (NAN, NAN)],
+    "log1p_of_fraction": [(0.0, 0.0), (NAN, NAN)],
+    "sigmoid": [(0.0, 0.5), (-0.0, 0.5), (INF, 1.0), (-INF, 0.0), (NAN, NAN), (1e30, 1.0), (-1e30, 0.0)],
+    "softplus": [(INF, INF), (-INF, 0.0), (NAN, NAN), (1e30, 1e30), (-1e30, 0.0)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_special_values(name: str, dtype: type) -> None:
+    x, expected = np.array(SPECIAL[name], dtype).T.copy()
+    for function in FUNCTIONS[name]:
+        result = function(x)
+        np.testing.assert_array_equal(result, expected)
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(result[numbers]), np.signbit(expected[numbers]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exp", "log"])
+def test_every_float32(name: str) -> None:
+    """All 2**32 bit patterns for exp, all positive ones for log, within 2 ulp of NumPy's float64."""
+    function, exact = FUNCTIONS[name][0], EXACT[name]
+    chunk = 1 << 17
+
+    def worst(start: int) -> float:
+        x = np.arange(start, start + chunk, dtype=np.uint32).view(np.float32)
+        result = function(x)
+        with np.errstate(all="ignore"):
+            expected = exact(x.astype(np.float64))
+            units = np.maximum(abs(expected).view(np.int64) >> 52, 1023 - 126)
+            error = abs(result - expected) * ((2 * 1023 + 23 - units) << 52).view(np.float64)
+            error[result == expected.astype(np.float32)] = 0.0
+        assert np.array_equal(np.isnan(result), np.isnan(expected))
+        return float(np.nanmax(error, initial=0.0))
+
+    function(np.zeros(8, np.float32))
+    starts = range(0, 2**32 if name == "exp" else 0x7F800000, chunk)
+    with ThreadPoolExecutor(2) as threads:
+        assert max(threads.map(worst, starts)) <= 2.0

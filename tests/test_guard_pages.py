@@ -1,0 +1,27 @@
+"""No kernel reads or writes outside its arrays: one byte too far is an unreadable page. See guarded.py."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import guarded
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+
+FUNCTIONS = guarded.CLASS_LOSSES + guarded.CLASS_FUNCTIONS + guarded.ELEMENT_LOSSES + guarded.ELEMENT_FUNCTIONS
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_memory_outside_the_arrays_is_not_touched(function: str, size: str) -> None:
+    """A process of its own, so that a crash is this test's failure and not the end of the test run."""
+    program = pathlib.Path(guarded.__file__)
+    environment = {**os.environ, "PYTHONPATH": str(program.parent.parent), "NUMBA_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), function, size]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
+    last_case = run.stdout.strip().splitlines()[-1] if run.stdout else "no case"
+    assert run.returncode == 0, f"exit code {run.returncode} in the case {last_case}\n{run.stderr[-2000:]}"

@@ -1,0 +1,127 @@
+"""Memory of any layout gives what contiguous memory gives, and no input is modified."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+from tolerances import assert_agree
+
+import fastloss as fl
+
+SHAPES: list[tuple[int, ...]] = [(9, 7), (9, 100), (3, 5, 4), (2, 64, 3, 2)]
+FLOAT32 = np.dtype(np.float32)
+each_layout = pytest.mark.parametrize("lay_out", cases.LAYOUTS.values(), ids=cases.LAYOUTS.keys())
+each_writable_layout = pytest.mark.parametrize(
+    "lay_out", cases.WRITABLE_LAYOUTS.values(), ids=cases.WRITABLE_LAYOUTS.keys()
+)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Return a copy of the same numbers in C order and native byte order."""
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
+
+
+def check(function: Callable[..., Any], lay_out: cases.Layout, folder: pathlib.Path, *arguments: np.ndarray) -> None:
+    """Assert that laying out any one of the arguments changes neither the loss and gradient nor the argument."""
+    for position in range(len(arguments)):
+        laid_out = list(arguments)
+        laid_out[position] = lay_out(arguments[position], folder)
+        before = contiguous(laid_out[position])
+        expected = function(*map(contiguous, laid_out), return_grad=True)
+        for result, expected_result in zip(function(*laid_out, return_grad=True), expected, strict=True):
+            assert_agree(result, expected_result, arguments[0].dtype)
+        np.testing.assert_array_equal(laid_out[position], before)
+
+
+@each_layout
+def test_cross_entropy_of_class_indices(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        arguments, _ = cases.class_arguments(cases.ClassOptions(weighted=True), shape, FLOAT32)
+        check(fl.cross_entropy, lay_out, tmp_path, *arguments)
+
+
+@each_layout
+def test_cross_entropy_of_class_probabilities(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        arguments, _ = cases.class_arguments(cases.ClassOptions(of_probabilities=True), shape, FLOAT32)
+        check(fl.cross_entropy, lay_out, tmp_path, *arguments[:2])
+
+
+@each_layout
+def test_nll_loss(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        arguments, _ = cases.class_arguments(cases.ClassOptions(), shape, FLOAT32)
+        check(fl.nll_loss, lay_out, tmp_path, *arguments[:2])
+
+
+@each_layout
+def test_binary_cross_entropy_with_logits(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    def loss_of(input: np.ndarray, target: np.ndarray, weight: np.ndarray, pos_weight: np.ndarray, **k: Any) -> Any:
+        return fl.binary_cross_entropy_with_logits(input, target, weight, pos_weight=pos_weight, **k)
+
+    for shape in [*SHAPES, (8, 3, 4, 5, 6)]:
+        probabilities = cases.probabilities_of(shape, FLOAT32)
+        check(loss_of, lay_out, tmp_path, cases.logits_of(shape, FLOAT32), probabilities, probabilities, probabilities)
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", [cases.DTYPES[0], cases.DTYPES[1], cases.DTYPES[3]], ids=cases.name_of)
+def test_other_dtypes(lay_out: cases.Layout, dtype: np.dtype[Any], tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        check(fl.mse_loss, lay_out, tmp_path, cases.logits_of(shape, dtype), cases.probabilities_of(shape, dtype))
+
+
+@each_writable_layout
+def test_out(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        (logits, target, _), _ = cases.class_arguments(cases.ClassOptions(), shape, FLOAT32)
+        probabilities = cases.probabilities_of(shape, FLOAT32)
+        out = lay_out(np.full(shape, np.nan, FLOAT32), tmp_path)
+        for function, second in (
+            (fl.cross_entropy, target),
+            (fl.nll_loss, target),
+            (fl.binary_cross_entropy_with_logits, probabilities),
+        ):
+            _, expected = function(logits, second, return_grad=True)
+            _, gradient = function(logits, second, return_grad=True, out=out)
+            assert gradient is out
+            assert_agree(out, expected, FLOAT32)
+        assert fl.softmax(logits, out=out) is out
+        assert_agree(out, fl.softmax(logits), FLOAT32)
+
+
+@each_writable_layout
+def test_in_place(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
+    for shape in SHAPES:
+        (logits, target, _), _ = cases.class_arguments(cases.ClassOptions(), shape, FLOAT32)
+        for function, second in (
+            (fl.cross_entropy, target),
+            (fl.nll_loss, target),
+            (fl.binary_cross_entropy_with_logits, cases.probabilities_of(shape, FLOAT32)),
+        ):
+            memory = lay_out(logits, tmp_path)
+            _, expected = function(logits, second, return_grad=True)
+            _, gradient = function(memory, second, return_grad=True, out=memory)
+            assert gradient is memory
+            assert_agree(memory, expected, FLOAT32)
+
+
+def test_what_lies_between_the_elements_of_out_is_untouched() -> None:
+    for shape in [(9, 7), (9, 100)]:
+        (logits, target, _), _ = cases.class_arguments(cases.ClassOptions(), shape, FLOAT32)
+        for function, second in (
+            (fl.cross_entropy, target),
+            (fl.nll_loss, target),
+            (fl.binary_cross_entropy_with_logits, cases.probabilities_of(shape, FLOAT32)),
+        ):
+            for steps in ((2, 2), (1, 2), (2, 1)):
+                memory = np.full([step * length for step, length in zip(steps, shape, strict=True)], 7, FLOAT32)
+                between = np.ones(memory.shape, bool)
+                between[:: steps[0], :: steps[1]] = False
+                function(logits, second, return_grad=True, out=memory[:: steps[0], :: steps[1]])
+                assert (memory[between] == 7).all()

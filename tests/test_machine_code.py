@@ -1,0 +1,147 @@
+"""The kernels' hot loops are packed machine code: read from the assembly that LLVM makes for two x86-64 CPUs.
+
+A hot loop is the shortest way round through the machine code of an exponential, which shifts an integer into the
+exponent's place (pslld) and does nothing else of that kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="reads the assembly of x86-64"
+)
+
+HERE = pathlib.Path(__file__).parent
+KERNELS = ("rows", "tiles", "bce")
+LONGEST = {"haswell": {"rows": 50, "tiles": 50, "bce": 120}, "x86-64": {"rows": 100, "tiles": 130, "bce": 280}}
+"""A fifth more instructions than LLVM 22 needs for a vector: what spills or loses its constants is longer."""
+
+SCALAR_ARITHMETIC = re.compile(r"v?(add|sub|mul|div|max|min|fn?m(add|sub)\d*)s[sd]\b")
+
+Blocks = dict[str, list[str]]
+
+
+@functools.cache
+def assembly(cpu: str, variant: str) -> dict[str, str]:
+    """Return the assembly of each kernel for `cpu`; the program that makes it also checks what the kernels return."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {
+            **os.environ,
+            "NUMBA_CACHE_DIR": cache,
+            "NUMBA_CPU_NAME": cpu,
+            "NUMBA_CPU_FEATURES": "",
+            "PYTHONPATH": str(HERE.parent),
+        }
+        command = [sys.executable, str(HERE / "machine_code.py"), variant]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout)
+
+
+def basic_blocks(text: str) -> tuple[Blocks, dict[str, list[str]]]:
+    """Return (the instructions, the names of the successors) of each basic block by its name."""
+    blocks: Blocks = {"entry": []}
+    name = "entry"
+    for line in text.splitlines():
+        code = line.split("#")[0].strip()
+        if label := re.match(r"([\w.$]+):", code):
+            name = label[1]
+            blocks[name] = []
+        elif code and not code.startswith("."):
+            blocks[name].append(code)
+            if re.match(r"j\w+|ret|ud2", code):
+                name = f"after jump {len(blocks)}"
+                blocks[name] = []
+    successors: dict[str, list[str]] = {}
+    names = list(blocks)
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        last = blocks[name][-1] if blocks[name] else ""
+        jump = re.match(r"j\w+\s+(\S+)", last)
+        successors[name] = [jump[1]] if jump and jump[1] in blocks else []
+        if following and not re.match(r"jmp|ret|ud2", last):
+            successors[name].append(following)
+    return blocks, successors
+
+
+def shortest_way_round(blocks: Blocks, successors: dict[str, list[str]], start: str) -> tuple[str, ...] | None:
+    """Return the blocks of the shortest loop through `start`, None where there is no loop (Dijkstra's algorithm)."""
+    reached = [(len(blocks[start]), (start,))]
+    done = set()
+    while reached:
+        length, way = heapq.heappop(reached)
+        if start in successors[way[-1]]:
+            return way
+        if way[-1] not in done:
+            done.add(way[-1])
+            for name in successors[way[-1]]:
+                heapq.heappush(reached, (length + len(blocks[name]), (*way, name)))
+    return None
+
+
+def loops_with_exponentials(text: str) -> list[list[str]]:
+    """Return the instructions of each loop, shortest first."""
+    blocks, successors = basic_blocks(text)
+    ways = {}
+    for name, instructions in blocks.items():
+        if any(re.match(r"v?pslld\b", line) for line in instructions):
+            way = shortest_way_round(blocks, successors, name)
+            if way is not None:
+                ways[frozenset(way)] = [line for part in way for line in blocks[part]]
+    return sorted(ways.values(), key=len)
+
+
+def count(pattern: str, loop: list[str]) -> int:
+    return sum(re.match(pattern, line) is not None for line in loop)
+
+
+@pytest.mark.parametrize("variant", ["serial", "parallel"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_avx2_loops_are_packed_multiply_adds(kernel: str, variant: str) -> None:
+    loops = loops_with_exponentials(assembly("haswell", variant)[kernel])
+    hot = loops[0]
+    assert len(loops) == 2, "one loop of whole vectors, and one of their remainder or of the rows around it"
+    assert count(r"vfn?m(add|sub)\w+ps\b.*%ymm", hot) >= 8
+    assert count(r"vmulps\b.*%ymm", hot) >= 3
+    assert count(r"call", hot) == 0
+    assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
+    assert count(r".*%zmm", hot) == 0, "the CPU has none"
+    assert len(hot) <= LONGEST["haswell"][kernel]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sse2_loops_are_packed_too(kernel: str) -> None:
+    """Every x86-64 runs them, without fused multiply-add: each is a packed product and a packed sum."""
+    text = assembly("x86-64", "serial")[kernel]
+    hot = loops_with_exponentials(text)[0]
+    assert count(r"mulps\b.*%xmm", hot) >= 20  # two registers of four to each vector
+    assert count(r"addps\b.*%xmm", hot) >= 16
+    assert count(r"call", hot) == 0
+    assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
+    assert not re.search(r"%ymm|%zmm|vfmadd", text)
+    assert len(hot) <= LONGEST["x86-64"][kernel]
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_library_function_does_the_mathematics(kernel: str, cpu: str) -> None:
+    called = re.findall(r"\b(fmaf?|expf?|logf?|log1pf?|exp2f?|floorf?|rintf?|roundevenf?)\b(?=@|\)|,|$)",
+                        assembly(cpu, "serial")[kernel], re.MULTILINE)  # fmt: skip
+    assert called == []
+
+
+def test_streamed_gradients_are_non_temporal_stores() -> None:
+    for kernel in ("rows", "bce"):
+        assert re.search(r"vmovntp[sd]\s+%ymm", assembly("haswell", "serial")[kernel])
+        assert re.search(r"\bmfence\b|\block\b", assembly("haswell", "serial")[kernel])

@@ -1,0 +1,184 @@
+"""The operations of `_memory`, which move elements between memory and lanes, each against NumPy indexing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from fastloss._kernels import _memory
+from fastloss._kernels._simd import LANES
+
+njit = numba.njit(error_model="numpy")
+STORED = (np.float32, np.float64, np.int16, np.uint16)
+COUNTS = range(1, LANES + 1)
+
+
+def numbers(count: int, stored: Any) -> np.ndarray:
+    """Return `count` distinct finite values; as 16-bit integers, the halves 1, 2, 3, ... or such bfloat16s."""
+    values = np.arange(1, count + 1, dtype=np.float32)
+    if stored == np.int16:
+        return values.astype(np.float16).view(np.int16)
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if stored == np.uint16 else values.astype(stored)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.int16:
+        return array.view(np.float16).astype(np.float32)
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+@njit
+def _load_first(x: np.ndarray, offset: int, count: int, fill: float, result: np.ndarray) -> None:
+    vector = _memory.load_first(_memory.pointer(x, (0,)), offset, count, fill)
+    _memory.store(_memory.pointer(result, (0,)), 0, vector)
+
+
+@pytest.mark.parametrize("count", range(LANES))
+@pytest.mark.parametrize("stored", STORED)
+def test_load_first(stored: Any, count: int) -> None:
+    x = numbers(16, stored)
+    for fill in (-2.0, -np.inf, np.nan):
+        result = np.zeros(LANES, widened(x).dtype)
+        _load_first(x, 3, count, fill, result)
+        np.testing.assert_array_equal(result[:count], widened(x)[3 : 3 + count])
+        np.testing.assert_array_equal(result[count:], np.full(LANES - count, fill))
+
+
+@njit
+def _gather_and_scatter(x: np.ndarray, step: int, count: int, wide: np.ndarray, out: np.ndarray) -> None:
+    vector = _memory.gather(_memory.pointer(x, (0,)), 20, step, count)
+    _memory.store(_memory.pointer(wide, (0,)), 0, vector)
+    _memory.scatter(_memory.pointer(out, (0,)), 20, step, vector, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("step", [-2, 0, 1, 2])
+@pytest.mark.parametrize("stored", STORED)
+def test_gather_and_scatter(stored: Any, step: int, count: int) -> None:
+    x = numbers(40, stored)
+    wide, out = np.zeros(LANES, widened(x).dtype), np.zeros_like(x)
+    _gather_and_scatter(x, step, count, wide, out)
+    lanes = 20 + step * np.minimum(np.arange(LANES), count - 1)
+    np.testing.assert_array_equal(wide, widened(x)[lanes])
+    expected = np.zeros_like(x)
+    expected[lanes] = x[lanes]
+    np.testing.assert_array_equal(out, expected)
+
+
+@njit
+def _transpose(x: np.ndarray, out: np.ndarray) -> None:
+    _memory.transpose(_memory.pointer(x, (0, 0)), x.shape[1], _memory.pointer(out, (0, 0)), out.shape[1])
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_transpose(stored: Any) -> None:
+    x = numbers(LANES * 11, stored).reshape(LANES, 11)
+    out = np.zeros((LANES, 13), widened(x).dtype)
+    _transpose(x, out)
+    np.testing.assert_array_equal(out[:, :LANES], widened(x)[:, :LANES].T)
+    assert not out[:, LANES:].any()
+    back = np.zeros_like(x)
+    _transpose(out, back)
+    np.testing.assert_array_equal(back[:, :LANES], x[:, :LANES])
+    assert not back[:, LANES:].any()
+
+
+@pytest.mark.parametrize("columns", range(2, LANES + 1))
+@pytest.mark.parametrize("stored", STORED)
+def test_split_and_join_columns(stored: Any, columns: int) -> None:
+    @njit
+    def there_and_back(x: np.ndarray, split: np.ndarray, back: np.ndarray) -> None:
+        step = split.shape[1]
+        _memory.split_columns(_memory.pointer(x, (0, 0)), columns, _memory.pointer(split, (0, 0)), step)
+        _memory.join_columns(_memory.pointer(split, (0, 0)), step, columns, _memory.pointer(back, (0, 0)))
+
+    x = numbers(LANES * columns, stored).reshape(LANES, columns)
+    split, back = np.zeros((columns, LANES + 3), widened(x).dtype), np.zeros_like(x)
+    there_and_back(x, split, back)
+    np.testing.assert_array_equal(split[:, :LANES], widened(x).T)
+    assert not split[:, LANES:].any()
+    np.testing.assert_array_equal(back, x)
+
+
+@njit
+def _class_indices(x: np.ndarray, step: int, count: int, classes: int, ignored: int, out: np.ndarray) -> None:
+    labels = _memory.class_indices(_memory.pointer(x, (0,)), 16, step, count, classes, ignored)
+    _memory.store(_memory.pointer(out, (0,)), 0, labels)
+
+
+@pytest.mark.parametrize("step", [-2, 0, 1, 2])
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+def test_class_indices(dtype: str, step: int) -> None:
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(0)
+    edges = [0, 1, 4, 5, 6, 7, 100, info.max, info.max - 99, info.min, info.max // 2 + 1]
+    edges += [-1, -100] if info.min < 0 else []
+    for count in (*COUNTS, 1000):
+        x = np.array(rng.choice(np.array(edges, object), 40), dtype)
+        for classes, ignored in ((5, -100), (5, 1), (6, 7), (1, 0), (2**31 - 1, -1), (101, int(info.min))):
+            out = np.zeros(LANES, np.int32)
+            _class_indices(x, step, count, classes, ignored, out)
+            values = [int(x[16 + step * lane]) for lane in range(LANES)]
+            valid = [0 <= v < classes and v != ignored and lane < count for lane, v in enumerate(values)]
+            assert out.tolist() == [v if good else -1 for v, good in zip(values, valid, strict=True)]
+
+
+@njit
+def _lookup(table: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+    labels = _memory.load(_memory.pointer(index, (0,)), 0)
+    _memory.store(_memory.pointer(out, (0,)), 0, _memory.lookup(_memory.pointer(table, (0,)), labels))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lookup(dtype: type) -> None:
+    table, out = np.arange(10, 20, dtype=dtype), np.zeros(LANES, dtype)
+    index = np.array([0, 9, -1, 3, -1, 5, 1, 9], np.int32)
+    _lookup(table, index, out)
+    np.testing.assert_array_equal(out, table[np.maximum(index, 0)])
+
+
+@njit
+def _stream(x: np.ndarray, out: np.ndarray) -> int:
+    """Copy `x` to `out`: its whole cache lines by `stream`, what lies before and behind them one by one."""
+    source, target = _memory.pointer(x, (0,)), _memory.pointer(out, (0,))
+    first = min(_memory.elements_to_line(target), x.size)
+    last = x.size - (x.size - first) % (2 * LANES)
+    for i in range(first, last, LANES):
+        _memory.stream(target, i, _memory.load(source, i))
+    for i in range(x.size):
+        if i < first or i >= last:
+            _memory.put(target, i, _memory.load_one(source, i))
+    _memory.fence()
+    return first
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_stream_at_every_alignment(stored: Any) -> None:
+    itemsize = np.dtype(stored).itemsize
+    memory = np.zeros(4096 // itemsize, stored)
+    x = numbers(200, stored)
+    for start in range(64 // itemsize + 1):
+        for size in (0, 1, 7, 31, 64, 100, 200):
+            memory[...] = 0
+            out = memory[start : start + size]
+            first = _stream(x[:size], out)
+            assert first == min(-out.ctypes.data % 64 // itemsize, size)
+            np.testing.assert_array_equal(out, x[:size])
+            assert not memory[:start].any()
+            assert not memory[start + size :].any()
+
+
+@njit
+def _corner(x: np.ndarray, i: int, j: int, count: int) -> float:
+    return _memory.load_one(_memory.advance(_memory.pointer(x, (i, j)), count), 0)
+
+
+def test_pointers_follow_strides() -> None:
+    x = np.arange(60, dtype=np.float64).reshape(6, 10)
+    for view in (x, x.T, x[::-1, 1::3], x[::2, ::-1]):
+        for i, j in np.ndindex(view.shape):
+            assert _corner(view, i, j, 0) == view[i, j]
+    assert _corner(x, 2, 3, 4) == x[2, 7]
