@@ -124,6 +124,7 @@ class _RowWork(NamedTuple):
     ignore_index: int = 0
     keep_share: float = 1.0
     spread: float | None = None
+    soft_mass: float = 0.0
     scale: float = 1.0
     gradient: np.ndarray | None = None
     log_softmax: np.ndarray | None = None
@@ -152,7 +153,8 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     )
     loss = np.empty((outer, inner), _checks.accumulator(input.dtype)) if work.per_row else None
     arguments: tuple[Any, ...] = (
-        x, target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.scale,
+        x, target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
+        work.scale,
     )  # fmt: skip
     outputs: tuple[Any, ...] = (gradient, log_softmax, loss)
     streamed = _streamed(work.gradient, work.log_softmax)
@@ -235,11 +237,12 @@ def class_loss(
         mean_over = _valid_weight(target, classes, ignore_index, weight)
         if label_smoothing == 0.0:
             spread = None
+    soft_mass = _reduction.soft_mass(spread or 0.0, weight, classes, _checks.accumulator(input.dtype))
     divisor = _reduction.denominator(reduction, mean_over, 1)
     gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
     work = _RowWork(
-        target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, _reduction.ratio(1.0, divisor),
-        gradient, None, reduction == "none", of_logits,
+        target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
+        _reduction.ratio(1.0, divisor), gradient, None, reduction == "none", of_logits,
     )  # fmt: skip
     sums, losses = _run_rows(input, axis, work)
     grad = None if gradient is None else _delivered(gradient, out)

@@ -26,6 +26,12 @@ def reduced(loss_sums: np.ndarray, divisor: float, dtype: np.dtype[Any]) -> Any:
         return dtype.type(ratio(float(loss_sums.sum()), divisor))
 
 
+def soft_mass(spread: float, class_weight: np.ndarray | None, classes: int, accumulator: np.dtype[Any]) -> float:
+    """Return the sum over the classes of spread * weight, each term rounded as the kernels, which cancel it, round it."""
+    term = accumulator.type(spread)
+    return float(term) * classes if class_weight is None else sum_of_weights(term * class_weight, classes)
+
+
 def sum_of_weights(weights: np.ndarray | None, elements: int) -> float:
     """Return the sum of the weights, 1 for each of the `elements` without them."""
     return float(elements) if weights is None else float(np.sum(weights, dtype=np.float64))

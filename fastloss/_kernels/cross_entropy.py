@@ -67,7 +67,7 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
 
 @shared
 def _rows(
-    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming,
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
     out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
     """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
@@ -97,6 +97,8 @@ def _rows(
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
         if spread is not None:
             mass, dot = soft_sums(source, soft, 0, classes, highest)
+            if target is not None:
+                mass = soft_mass
         loss, factor, at_label, log_total = _finish(
             target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
         )
@@ -120,23 +122,24 @@ def _rows(
 
 @kernel
 def cross_entropy_rows(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, rows_per_block,
-    out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
+    rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
 
     `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
     and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_loss_sum[b]` is the sum of the
-    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities, and
-    `keep_share` is 1 - e. A row whose target is `ignore_index` (or out of range) is not read; its loss and gradient
-    are 0. Each thread needs one row of memory beside its outputs.
+    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
+    `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
+    terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
+    gradient are 0. Each thread needs one row of memory beside its outputs.
     """
     rows = x.shape[0] * x.shape[2]
     for block in prange(out_loss_sum.size):
         first = np.int64(block) * rows_per_block
         out_loss_sum[block] = _rows(
             first, min(first + rows_per_block, rows), x, target, probabilities, class_weight, ignore_index, keep_share,
-            spread, scale, streaming, out_gradient, out_log_softmax, out_loss,
+            spread, soft_mass, scale, streaming, out_gradient, out_log_softmax, out_loss,
         )  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def _sum_chunk(
 
 @shared
 def _finish_row(
-    row, x, target, class_weight, ignore_index, keep_share, spread, scale, statistics, results, out_loss
+    row, x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics, results, out_loss
 ):  # fmt: skip
     """Fill results[row] with (highest, factor, gradient at the label, log of the sum); return the row's loss."""
     classes, inner = x.shape[1], x.shape[2]
@@ -187,6 +190,8 @@ def _finish_row(
         reference = 0.0 if statistics[row, chunk, 0] == -np.inf else statistics[row, chunk, 0]
         mass += statistics[row, chunk, 2]
         dot += statistics[row, chunk, 3] + statistics[row, chunk, 2] * (reference - highest)
+    if spread is not None and target is not None:
+        mass = soft_mass
     loss, factor, at_label, log_total = _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth)
     of_row = results[row]
     of_row[0], of_row[1], of_row[2], of_row[3] = highest, factor, at_label, log_total
@@ -227,8 +232,8 @@ def _write_chunk(
 
 @kernel
 def cross_entropy_chunks(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, chunk, statistics,
-    results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, chunk,
+    statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
 
@@ -243,8 +248,8 @@ def cross_entropy_chunks(
         )
     for row in prange(rows):
         out_loss_sum[row] = _finish_row(
-            np.int64(row), x, target, class_weight, ignore_index, keep_share, spread, scale, statistics, results,
-            out_loss,
+            np.int64(row), x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics,
+            results, out_loss,
         )  # fmt: skip
     if out_gradient is not None or out_log_softmax is not None:
         for unit in prange(rows * chunks):

@@ -159,7 +159,7 @@ def _tile_like(array, spread, size):
 
 @inlined
 def _rows_of_tile(
-    tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, scale, out_gradient, out_log
+    tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, soft_mass, scale, out_gradient, out_log
 ):
     """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return their losses.
 
@@ -194,6 +194,8 @@ def _rows_of_tile(
             if out_log is not None:
                 store(tile, i, d)
         rest, mass, dot = rest + part, mass + part_mass, dot + part_dot
+    if spread is not None and has_target is not None:
+        mass = constant(mass, soft_mass)
     total = rest + e_label
     log_total = log(total * unscale(total))
     one = constant(total, 1) / unscale(total)
@@ -229,8 +231,8 @@ def _rows_of_tile(
 
 @shared
 def _tiles(
-    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, tile_rows,
-    out_gradient, out_log_softmax, out_loss,
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
+    tile_rows, out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
     """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
     classes, inner = x.shape[1], x.shape[2]
@@ -265,7 +267,7 @@ def _tiles(
             elif spread is not None:
                 hard = zeros_like(tile)
             loss = _rows_of_tile(
-                tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, scale, out_gradient,
+                tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, soft_mass, scale, out_gradient,
                 out_log_softmax,
             )  # fmt: skip
             store(losses, r, loss)
@@ -287,7 +289,7 @@ def _tiles(
 
 @kernel
 def cross_entropy_tiles(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, tile_rows,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, tile_rows,
     tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of any layout, eight at a time: fills the `out_*` that are not None.
@@ -301,5 +303,5 @@ def cross_entropy_tiles(
         first = np.int64(block) * tiles_per_block
         out_loss_sum[block] = _tiles(
             first, min(first + tiles_per_block, tiles), x, target, probabilities, class_weight, ignore_index,
-            keep_share, spread, scale, streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
+            keep_share, spread, soft_mass, scale, streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
         )  # fmt: skip
