@@ -33,8 +33,8 @@ FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
-TILE_ELEMENTS = 1 << 13
-"""A tile fits in the first-level cache: 32 KiB of float32."""
+TILE_ELEMENTS, TILE_ROWS = 1 << 13, 1 << 7
+"""A tile has at most so many elements and rows: it fits in the first-level cache."""
 
 TILE_CLASSES = 1 << 17
 """Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
@@ -167,11 +167,11 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         kernel, settings = k.nll.nll_rows, (streamed, length)
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
     elif not side_by_side or classes < ROWS_FROM:
-        tile_rows = min(max(TILE_ELEMENTS // classes // 8, 1), 16, -(-inner // 8)) * 8
+        tile_rows = min(max(TILE_ELEMENTS // classes // 8, 1), TILE_ROWS // 8, -(-inner // 8)) * 8
         tiles = outer * -(-inner // tile_rows)
         length = block_length(tiles, tile_rows * classes)
         sums = np.empty(block_count(tiles, length))
-        kernel, settings = k.tiles.cross_entropy_tiles, (streamed, tile_rows, length)
+        kernel, settings = k.tiles.cross_entropy_tiles, (tile_rows, length)
     elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
         statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))

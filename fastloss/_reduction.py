@@ -27,7 +27,7 @@ def reduced(loss_sums: np.ndarray, divisor: float, dtype: np.dtype[Any]) -> Any:
 
 
 def soft_mass(spread: float, class_weight: np.ndarray | None, classes: int, accumulator: np.dtype[Any]) -> float:
-    """Return the sum over the classes of spread * weight, each term rounded as the kernels, which cancel it, round it."""
+    """Return the sum over the classes of spread * weight, rounded as the kernels round what it must cancel."""
     term = accumulator.type(spread)
     return float(term) * classes if class_weight is None else sum_of_weights(term * class_weight, classes)
 

@@ -10,7 +10,10 @@ import sys
 import guarded
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect"),
+]
 
 FUNCTIONS = guarded.CLASS_LOSSES + guarded.CLASS_FUNCTIONS + guarded.ELEMENT_LOSSES + guarded.ELEMENT_FUNCTIONS
 

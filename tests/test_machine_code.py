@@ -19,9 +19,10 @@ import tempfile
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="reads the assembly of x86-64"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="reads the assembly of x86-64"),
+]
 
 HERE = pathlib.Path(__file__).parent
 KERNELS = ("rows", "tiles", "bce")

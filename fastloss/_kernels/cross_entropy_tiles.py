@@ -15,7 +15,6 @@ from fastloss._kernels._memory import (
     advance,
     class_indices,
     empty_accumulators,
-    fence,
     gather,
     join_columns,
     keep,
@@ -31,7 +30,6 @@ from fastloss._kernels._memory import (
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
-from fastloss._kernels.softmax import lines_of, write_lanes
 from fastloss._kernels.targets import weight_of
 
 ADDENDS = 128
@@ -112,27 +110,11 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
         row += LANES
 
 
-@shared
-def _stream(source, out, count):
-    """Copy `count` elements past the caches, but for the cache lines at the ends."""
-    first, last = lines_of(out, 0, count, True)
-    for begin, end, past in ((0, first, False), (first, last, True), (last, count, False)):
-        for i in range(begin, end, LANES):
-            lanes = min(end - i, LANES)
-            write_lanes(out, i, load(source, i), lanes, past)
-
-
 @inlined
-def _write_tile(tile, tile_rows, array, o, start, count, row_major, streaming):
-    """Copy the class-major `tile` to array[o, :, start:start + count], by way of `row_major` past the caches."""
-    classes = array.shape[1]
+def _write_tile(tile, tile_rows, array, o, start, count):
+    """Copy the class-major `tile` to array[o, :, start:start + count]."""
     class_step, row_step = _steps(array)
-    out = pointer(array, (o, 0, start))
-    if streaming and class_step == 1 and row_step == classes:
-        _unstage(tile, tile_rows, row_major, 1, classes, classes, count)
-        _stream(row_major, out, count * classes)
-    else:
-        _unstage(tile, tile_rows, out, class_step, row_step, classes, count)
+    _unstage(tile, tile_rows, pointer(array, (o, 0, start)), class_step, row_step, array.shape[1], count)
 
 
 @shared
@@ -231,7 +213,7 @@ def _rows_of_tile(
 
 @shared
 def _tiles(
-    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
     tile_rows, out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
     """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
@@ -239,8 +221,6 @@ def _tiles(
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, classes * tile_rows)
     tile = pointer(tile_array, (0,))
-    row_major_array = empty_accumulators(x, classes * tile_rows + LANES)
-    row_major = pointer(row_major_array, (0,))
     soft_array = _tile_like(x, spread, classes * tile_rows)
     soft_tile = pointer(soft_array, (0,))
     loss_array = empty_accumulators(x, tile_rows)
@@ -275,33 +255,30 @@ def _tiles(
         if out_loss is not None:
             out_loss[o, start : start + count] = loss_array[:count]
         if out_gradient is not None:
-            _write_tile(tile, tile_rows, out_gradient, o, start, count, row_major, streaming)
+            _write_tile(tile, tile_rows, out_gradient, o, start, count)
         if out_log_softmax is not None:
-            _write_tile(tile, tile_rows, out_log_softmax, o, start, count, row_major, streaming)
+            _write_tile(tile, tile_rows, out_log_softmax, o, start, count)
     keep(tile_array)
-    keep(row_major_array)
     keep(soft_array)
     keep(loss_array)
-    if streaming:
-        fence()
     return sum_lanes(loss_sum)
 
 
 @kernel
 def cross_entropy_tiles(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, tile_rows,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, tile_rows,
     tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of any layout, eight at a time: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
     multiple of eight, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
-    needs two tiles of memory beside its outputs, three with `spread`.
+    needs a tile of memory beside its outputs, two with `spread`.
     """
     tiles = x.shape[0] * ((x.shape[2] + tile_rows - 1) // tile_rows)
     for block in prange(out_loss_sum.size):
         first = np.int64(block) * tiles_per_block
         out_loss_sum[block] = _tiles(
             first, min(first + tiles_per_block, tiles), x, target, probabilities, class_weight, ignore_index,
-            keep_share, spread, soft_mass, scale, streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
+            keep_share, spread, soft_mass, scale, tile_rows, out_gradient, out_log_softmax, out_loss,
         )  # fmt: skip
