@@ -16,7 +16,7 @@ import numpy as np
 
 import fastloss as fl
 
-ROUNDS = 4
+ROUNDS = 3
 """Times that each provider runs; the best one counts."""
 
 
@@ -65,18 +65,15 @@ def _cache_folder() -> str:
 
 def checks() -> Iterator[tuple[str, float, float]]:
     """Yield (name, value here, true value) of each loss on an input that has a closed form."""
-    rows, classes = 64, 1000
-    zeros = np.zeros((rows, classes), np.float32)
-    target = np.arange(rows)
-    halves = np.full(rows * classes, 0.5, np.float32)
-    log_halves = np.log(halves)
-    flat = zeros.ravel()
-    yield "cross_entropy", _loss(fl.cross_entropy, zeros, target), np.log(classes)
-    yield "nll_loss", _loss(fl.nll_loss, zeros - 2, target), 2.0
-    yield "binary_cross_entropy", _loss(fl.binary_cross_entropy, halves, halves), np.log(2)
-    yield "binary_cross_entropy_with_logits", _loss(fl.binary_cross_entropy_with_logits, flat, halves), np.log(2)
-    yield "mse_loss", _loss(fl.mse_loss, flat, halves), 0.25
-    yield "kl_div", _loss(fl.kl_div, 2 * log_halves, halves), 0.5 * np.log(2)
+    zeros, target = np.zeros((64, 1000), np.float32), np.arange(64)
+    halves = np.full(zeros.size, 0.5, np.float32)
+    yield "cross_entropy", _loss(fl.cross_entropy, zeros, target), np.log(1000)
+    yield "binary_cross_entropy_with_logits", _loss(fl.binary_cross_entropy_with_logits, 0 * halves, halves), np.log(2)
+    few = halves[:100]  # the calling thread alone does so few, whose kernels compile faster
+    yield "nll_loss", _loss(fl.nll_loss, zeros[:, :10] - 2, target % 10), 2.0
+    yield "binary_cross_entropy", _loss(fl.binary_cross_entropy, few, few), np.log(2)
+    yield "mse_loss", _loss(fl.mse_loss, 0 * few, few), 0.25
+    yield "kl_div", _loss(fl.kl_div, 2 * np.log(few), few), 0.5 * np.log(2)
 
 
 def _loss(function: Callable[..., Any], *arguments: np.ndarray) -> float:
