@@ -5,6 +5,7 @@ Wrong dtypes are TypeErrors, wrong shapes and options ValueErrors.
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -29,9 +30,20 @@ def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
 
 
+def at(position: Sequence[Any]) -> str:
+    """Return the index `position` as one types it behind an array's name."""
+    return f"[{', '.join(str(int(index)) for index in position)}]" if len(position) else ""
+
+
+def _plain_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; it must be a plain one, such as its filled() is")
+    return np.asarray(value)
+
+
 def float_array(name: str, value: Any) -> np.ndarray:
     """Return `value` as an aligned array of a float dtype in native byte order; integers and booleans as float64."""
-    array = np.asarray(value)
+    array = _plain_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     if not is_float(array.dtype):
@@ -49,7 +61,7 @@ def like_input(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
 
 def index_array(name: str, value: Any) -> np.ndarray:
     """Return `value` as an aligned array of class indices in their own integer dtype and native byte order."""
-    array = np.asarray(value)
+    array = _plain_array(name, value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         return array.astype(np.int64)  # NumPy makes float64 of an empty list
     if array.dtype.kind not in "iu":
@@ -60,20 +72,18 @@ def index_array(name: str, value: Any) -> np.ndarray:
 
 
 def reduction_option(reduction: str, allowed: Sequence[str] = ("mean", "sum", "none")) -> None:
-    if reduction not in allowed:
+    if not isinstance(reduction, str) or reduction not in allowed:
         names = ", ".join(repr(name) for name in allowed)
         raise ValueError(f"reduction is {reduction!r}; it must be one of {names}")
 
 
 def smoothing_option(label_smoothing: float) -> float:
     """Return `label_smoothing` as a float of [0, 1]."""
-    try:
-        smoothing = float(label_smoothing)
-    except (TypeError, ValueError):
-        raise TypeError(f"label_smoothing is {label_smoothing!r}; it must be a number") from None
-    if not 0.0 <= smoothing <= 1.0:
+    if not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing is {label_smoothing!r}; it must be a number")
+    if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must lie between 0 and 1")
-    return smoothing
+    return float(label_smoothing)
 
 
 def index_option(name: str, value: Any) -> int:
@@ -144,10 +154,10 @@ def element_target(target: Any, input: np.ndarray) -> np.ndarray:
 
 
 def broadcast_weights(name: str, weight: Any, input: np.ndarray) -> np.ndarray | None:
-    """Return `weight` in the dtype of `input`, broadcast to its shape without a copy of that size."""
+    """Return `weight` in the accumulator of `input`, broadcast to its shape without a copy of that size."""
     if weight is None:
         return None
-    array = like_input(name, weight, input.dtype)
+    array = like_input(name, weight, accumulator(input.dtype))
     try:
         return np.broadcast_to(array, input.shape)
     except ValueError:

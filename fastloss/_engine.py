@@ -1,6 +1,7 @@
-"""Allocate, choose the kernel for the layout, run it, reduce: what the NumPy functions and the torch ones stand on.
+"""Allocate, choose the kernel for the layout, run it, reduce: what the public functions stand on.
 
-Arguments are arrays that `_checks` has passed. Which kernel serves which cross-entropy or softmax:
+Arguments are arrays that `_checks` has passed. Which kernel serves which cross-entropy or softmax of logits
+(`nll_rows` serves all log-probabilities):
 
 | classes              | of a row                  | kernel                 |
 | -------------------- | ------------------------- | ---------------------- |
@@ -39,6 +40,9 @@ TILE_ELEMENTS, TILE_ROWS = 1 << 13, 1 << 7
 TILE_CLASSES = 1 << 17
 """Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
 
+TARGETS_AT_ONCE = 1 << 16
+"""Class indices among which the first one out of range is looked for at once."""
+
 STREAMED_BYTES = 1 << 23
 """Outputs from this size on bypass the caches, which they would only flush."""
 
@@ -46,6 +50,10 @@ STREAMED_BYTES = 1 << 23
 @functools.cache
 def _lazy() -> SimpleNamespace:
     """Return the kernels. They import Numba, which takes four times as long as NumPy, so the first call does."""
+    from numba import config
+
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when numba is imported
+        raise RuntimeError("NUMBA_DISABLE_JIT is set; fastloss needs Numba's compiler")
     from fastloss import _threads
     from fastloss._kernels import bce, cross_entropy, cross_entropy_tiles, nll, pointwise, softmax, targets
 
@@ -78,7 +86,9 @@ def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | Non
         return np.empty_like(input, subok=False)
     overlaps = [np.may_share_memory(out, other) for other in others if other is not None]
     overlaps.append(np.may_share_memory(out, input) and not _same_memory(out, input))
-    return out if out.flags.aligned and not any(overlaps) else np.empty_like(input, subok=False)
+    if any(overlaps) or _layout.overlaps_itself(out) or not out.flags.aligned:
+        return np.empty_like(input, subok=False)
+    return out
 
 
 def _delivered(buffer: np.ndarray, out: np.ndarray | None) -> np.ndarray:
@@ -95,11 +105,13 @@ def _streamed(*outputs: np.ndarray | None) -> bool:
 
 def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
     """Raise the IndexError of the first class index that is out of range."""
-    for position in np.ndindex(target.shape):
-        value = int(target[position])
-        if value != ignore_index and not 0 <= value < classes:
-            where = f"[{', '.join(map(str, position))}]" if position else ""
-            raise IndexError(f"target{where} is {value}, but there are {classes} classes")
+    flat = target.reshape(-1)
+    for start in range(0, flat.size, TARGETS_AT_ONCE):
+        some = flat[start : start + TARGETS_AT_ONCE]
+        invalid = ((some < 0) | (some >= classes)) & (some != ignore_index)
+        if invalid.any():
+            position = np.unravel_index(start + int(invalid.argmax()), target.shape)
+            raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
 
 
 def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
@@ -208,7 +220,7 @@ def _losses(sums: np.ndarray, losses: np.ndarray | None, divisor: float, dtype: 
     """Return the reduced loss in `dtype`, or the losses where they are not reduced."""
     if losses is None:
         return _reduction.reduced(sums, divisor, dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return losses.astype(dtype, copy=False)[()]
 
 
@@ -270,7 +282,8 @@ def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
     unclear = np.isnan(losses)
     if unclear.any():  # the maximum is nan or infinite, and is the result; its difference from itself is nan
         losses[unclear] = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
-    result = losses.astype(input.dtype, copy=False)
+    with np.errstate(all="ignore"):
+        result = losses.astype(input.dtype, copy=False)
     return result[()] if out is None else _delivered(result, out)
 
 
@@ -329,8 +342,8 @@ def _run_elements(
 
 
 def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:
-    """Return `output`, or another buffer where it is not in the memory order of `input` without gaps."""
-    if output is None or _layout.is_dense_like(output, input):
+    """Return `output`, or another buffer where no kernel can walk it along with `input`."""
+    if output is None or _layout.is_walkable_like(output, input):
         return output
     return np.empty_like(input, subok=False)
 
@@ -353,6 +366,5 @@ def check_unit_interval(name: str, array: np.ndarray) -> None:
     outside = np.empty(count)
     k.threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
     if outside.any():
-        position = tuple(map(int, np.argwhere(~((array >= 0) & (array <= 1)))[0]))
-        where = f"[{', '.join(map(str, position))}]" if position else ""
-        raise ValueError(f"{name}{where} is {array[position]}; it must lie between 0 and 1")
+        position = np.unravel_index(int(np.argmin((array >= 0) & (array <= 1))), array.shape)
+        raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")

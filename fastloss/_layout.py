@@ -112,12 +112,23 @@ def materialised(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     return copy
 
 
-def is_dense_like(array: np.ndarray, like: np.ndarray) -> bool:
-    """Return whether `array` has no gaps and the memory order of `like`, which is of the same shape."""
-    if array.flags.c_contiguous:
-        return like.flags.c_contiguous
-    groups = _groups([array], _by_stride(array, range(array.ndim)))
-    return array.strides == like.strides and len(groups) == 1 and array.strides[groups[0][-1]] == array.itemsize
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Return whether elements of `array` may share memory, as those of broadcast arrays and sliding windows do."""
+    extent = array.itemsize
+    for axis in reversed(_by_stride(array, range(array.ndim))):
+        if array.shape[axis] > 1:
+            stride = abs(array.strides[axis])
+            if stride < extent:
+                return True
+            extent += stride * (array.shape[axis] - 1)
+    return False
+
+
+def is_walkable_like(output: np.ndarray, input: np.ndarray) -> bool:
+    """Return whether `elements` can view `output`, contiguous where `input` is, as at most three axes."""
+    axes = _by_stride(input, range(input.ndim))
+    inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
+    return len(_groups([output], axes)) <= 3 and all(output.strides[axis] == output.itemsize for axis in inner)
 
 
 def elements(
@@ -126,7 +137,7 @@ def elements(
     """Return all arrays, of one shape, as (outer, middle, inner), None for None; each inner axis contiguous.
 
     Operands may be broadcast along it. An input or operand that cannot be walked with the others is copied. The outputs
-    are dense in the memory order of the input, as `numpy.empty_like` makes them.
+    are such that `is_walkable_like` holds.
     """
     axes = _by_stride(input, range(input.ndim))
     inner = [axis for axis in axes if input.shape[axis] != 1][-1:]

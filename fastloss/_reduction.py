@@ -22,7 +22,7 @@ def ratio(numerator: float, divisor: float) -> float:
 
 def reduced(loss_sums: np.ndarray, divisor: float, dtype: np.dtype[Any]) -> Any:
     """Return the sum of the blocks' losses over `divisor` as a scalar of `dtype`; inf where it is too large for it."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return dtype.type(ratio(float(loss_sums.sum()), divisor))
 
 
@@ -34,4 +34,7 @@ def soft_mass(spread: float, class_weight: np.ndarray | None, classes: int, accu
 
 def sum_of_weights(weights: np.ndarray | None, elements: int) -> float:
     """Return the sum of the weights, 1 for each of the `elements` without them."""
-    return float(elements) if weights is None else float(np.sum(weights, dtype=np.float64))
+    if weights is None:
+        return float(elements)
+    once = weights[tuple(slice(None) if stride else 0 for stride in weights.strides)]  # without what is broadcast
+    return float(np.sum(once, dtype=np.float64)) * (elements / once.size if once.size else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -19,6 +20,20 @@ BLOCKS = 512
 _launch = threading.Lock()
 """Numba's workqueue layer aborts the process when two threads launch parallel work at once."""
 
+_alone = False
+"""Whether this process was forked from one whose threads, of a layer other than tbb, it cannot use."""
+
+
+def _after_fork_in_child() -> None:
+    """Run serially from now on where the parent's threading layer would kill this process or hang."""
+    global _alone, _launch
+    _launch = threading.Lock()
+    _alone = _alone or _threading_layer() not in (None, "tbb")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 def block_length(units: int, elements_per_unit: int) -> int:
     """Return how many of `units` pieces of work make a block, which depends on the shape alone."""
@@ -32,7 +47,7 @@ def block_count(units: int, length: int) -> int:
 
 def run(kernel: Any, elements: int, *arguments: Any) -> None:
     """Call `kernel` on all threads where its `elements` are worth it, else on the calling thread."""
-    if elements < SERIAL_ELEMENTS or numba.get_num_threads() == 1:
+    if elements < SERIAL_ELEMENTS or _alone or numba.get_num_threads() == 1:
         kernel.serial(*arguments)
     elif _threading_layer() in ("tbb", "omp"):
         kernel.parallel(*arguments)

@@ -80,9 +80,9 @@ def cross_entropy(
     Notes
     -----
     One pass over the logits gives loss and gradient, with no memory beside the gradient; without it, the call needs
-    O(N) bytes at most. Sums over rows are float64. Neither the loss nor the gradient cancels where the label is all but
-    certain. Class indices are read twice, since their range is checked first. If every row is ignored the mean is
-    nan and the gradient 0.
+    O(N) bytes at most. Sums over rows are float64. With class indices, neither the loss nor the gradient cancels where
+    the label is all but certain. Class indices are read twice, since their range is checked first. If every row is
+    ignored the mean is nan and the gradient 0.
 
     A logit of -inf has probability 0. A row with nan, with inf, or of -inf alone, has loss and gradient nan.
 
@@ -422,7 +422,7 @@ def mse_loss(
     targets = _checks.element_target(target, predictions)
     weights = _checks.broadcast_weights("weight", weight, predictions)
     gradient = _checks.gradient_output(out, return_grad, predictions)
-    mean_over = _reduction.sum_of_weights(weights, predictions.size)
+    mean_over = _reduction.sum_of_weights(weights, predictions.size) if reduction == "mean" else 1.0
     loss, grad = _engine.element_loss(
         "mse_loss", predictions, targets, weights, None, reduction, mean_over, return_grad, gradient
     )

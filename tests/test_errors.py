@@ -248,3 +248,29 @@ def test_out_that_overlaps_an_operand_is_no_error() -> None:
         expected = function(input.copy())
         assert function(input, out=out) is out
         np.testing.assert_array_equal(out, expected)
+
+
+def test_masked_arrays_are_refused() -> None:
+    with pytest.raises(TypeError, match="input is a masked array"):
+        fl.softmax(np.ma.masked_invalid([1.0, np.nan]))
+
+
+def test_out_that_overlaps_itself_gets_what_any_other_does() -> None:
+    windows = np.lib.stride_tricks.sliding_window_view(np.arange(10.0), 4, writeable=True)
+    expected = fl.softmax(windows.copy())
+    assert fl.softmax(windows, out=windows) is windows
+    np.testing.assert_array_equal(windows[-1], expected[-1])
+
+
+def test_numpys_error_state_does_not_matter() -> None:
+    logits = np.array([[12, 0, 0], [1, 0, 0]], np.float16)
+    with np.errstate(all="raise"):
+        losses = fl.cross_entropy(logits, [0, 0], reduction="none")
+        assert np.isinf(fl.mse_loss(np.full(9, 6e4, np.float16), np.zeros(9, np.float16)))
+    assert losses.dtype == np.float16
+
+
+def test_weights_of_half_precision_losses_may_be_too_large_for_it() -> None:
+    ones, zeros = np.ones(9, np.float16), np.zeros(9, np.float16)
+    assert fl.mse_loss(ones, zeros, 1e5) == 1
+    assert fl.mse_loss(ones, zeros, np.full(9, 1e-9)) == 1
