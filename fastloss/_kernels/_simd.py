@@ -57,7 +57,7 @@ def element_type(number):
     return number.dtype if isinstance(number, Vector) else number
 
 
-def _withelement_type(number, dtype):
+def _with_element(number, dtype):
     """Return the type shaped like `number` (scalar or vector) with elements of `dtype`."""
     return Vector(dtype) if isinstance(number, Vector) else dtype
 
@@ -286,7 +286,7 @@ def select(typingctx, mask, if_true, if_false):
 @intrinsic
 def as_bits(typingctx, x):
     """Return the bits of a float32 or float64 scalar or vector as integers of the same width."""
-    integers = _withelement_type(x, types.int32 if element_type(x) == types.float32 else types.int64)
+    integers = _with_element(x, types.int32 if element_type(x) == types.float32 else types.int64)
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], llvm_type(integers))
@@ -297,7 +297,7 @@ def as_bits(typingctx, x):
 @intrinsic
 def from_bits(typingctx, bits):
     """Return the float32 or float64 scalar or vector whose bits are the integers `bits`."""
-    floats = _withelement_type(bits, types.float32 if element_type(bits) == types.int32 else types.float64)
+    floats = _with_element(bits, types.float32 if element_type(bits) == types.int32 else types.float64)
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], llvm_type(floats))

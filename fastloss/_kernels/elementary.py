@@ -168,7 +168,7 @@ def exp(x):
 
 @inlined_by_type
 def exp_scaled(x):
-    """Return e**x times `scale(x)` for x <= 0: 0 where e**x is below the smallest subnormal, nan for nan.
+    """Return e**x over `unscale(x)` for x <= 0: 0 where e**x is below the smallest subnormal, nan for nan.
 
     It costs five operations less than `exp`. The caller multiplies by `unscale(x)` in the end: so e**x is right down to
     the last subnormal although nothing in between is subnormal.

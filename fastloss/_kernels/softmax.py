@@ -243,8 +243,8 @@ def _write_gradient(source, scratch, reference, factor, scale, soft, label, at_l
 def write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
     """Write factor e**(x - reference) - scale q to out[start:stop], and `at_label` at the class `label`.
 
-    The exponentials are read from `scratch`, where `block_sum` left them, or computed again where it is None. Without
-    `soft` q is 0. The whole cache lines go past the caches if `streaming`; a `fence` must follow.
+    The exponentials are read from `scratch`, where `maximum_and_sum` left them, or computed again where it is None.
+    Without `soft` q is 0. The whole cache lines go past the caches if `streaming`; a `fence` must follow.
     """
     first, last = lines_of(out, start, stop, streaming)
     for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
