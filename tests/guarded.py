@@ -95,7 +95,7 @@ def guard_engine(side: str) -> None:
         return array.transpose(np.argsort(axes))
 
     guarded.empty_like = empty_like
-    _engine.np = guarded  # type: ignore[assignment]
+    _engine.np = guarded  # type: ignore[assignment]  # a stand-in that allocates behind guard pages
 
 
 def check(actual: Any, expected: np.ndarray, dtype: np.dtype) -> None:
