@@ -1,7 +1,7 @@
 """Allocate, choose the kernel for the layout, run it, reduce: what the public functions stand on.
 
-Arguments are arrays that `_checks` has passed. Which kernel serves which cross-entropy or softmax of logits
-(`nll_rows` serves all log-probabilities):
+Arguments are arrays that `_checks` has passed; those of bfloat16 can also be uint16 arrays of its bits. Which kernel
+serves which cross-entropy or softmax of logits (`nll_rows` serves all log-probabilities):
 
 | classes              | of a row                  | kernel                 |
 | -------------------- | ------------------------- | ---------------------- |
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -70,6 +71,12 @@ def _lazy() -> SimpleNamespace:
         threads=_threads, bce=bce, ce=cross_entropy, tiles=cross_entropy_tiles, nll=nll, pointwise=pointwise,
         targets=targets, softmax=softmax, elements=elements,
     )  # fmt: skip
+
+
+def at_most(threads: int) -> AbstractContextManager[None]:
+    """Return a context in which calls from this Python thread use at most so many threads."""
+    context: AbstractContextManager[None] = _lazy().threads.at_most(threads)
+    return context
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
@@ -216,14 +223,6 @@ def _run_copied_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.n
     return result
 
 
-def _losses(sums: np.ndarray, losses: np.ndarray | None, divisor: float, dtype: np.dtype[Any]) -> Any:
-    """Return the reduced loss in `dtype`, or the losses where they are not reduced."""
-    if losses is None:
-        return _reduction.reduced(sums, divisor, dtype)
-    with np.errstate(all="ignore"):
-        return losses.astype(dtype, copy=False)[()]
-
-
 def class_loss(
     input: np.ndarray,
     target: np.ndarray | None,
@@ -235,10 +234,12 @@ def class_loss(
     return_grad: bool,
     out: np.ndarray | None,
     of_logits: bool = True,
+    upstream: float = 1.0,
 ) -> tuple[Any, np.ndarray | None]:
-    """Return (loss, gradient or None) for class indices `target` or, where that is None, for `probabilities`.
+    """Return (loss, gradient times `upstream` or None) for indices `target` or, if that is None, `probabilities`.
 
-    The loss is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities.
+    It is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities: a float,
+    or with the reduction "none" an array in the accumulator of the input's dtype.
     """
     axis = _checks.class_axis(input)
     classes = input.shape[axis]
@@ -254,11 +255,11 @@ def class_loss(
     gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
     work = _RowWork(
         target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
-        _reduction.ratio(1.0, divisor), gradient, None, reduction == "none", of_logits,
+        _reduction.ratio(upstream, divisor), gradient, None, reduction == "none", of_logits,
     )  # fmt: skip
     sums, losses = _run_rows(input, axis, work)
     grad = None if gradient is None else _delivered(gradient, out)
-    return _losses(sums, losses, divisor, input.dtype), grad
+    return _reduction.reduced(sums, divisor) if losses is None else losses, grad
 
 
 def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
@@ -297,16 +298,21 @@ def element_loss(
     mean_over: float,
     return_grad: bool,
     out: np.ndarray | None,
+    upstream: float = 1.0,
 ) -> tuple[Any, np.ndarray | None]:
-    """Return (loss, gradient or None) of the kernel `name`, all arrays being of the input's shape and dtype."""
+    """Return (loss, gradient times `upstream` or None) of the kernel `name`.
+
+    All arrays are of the input's shape and dtype. The loss is a float, or with the reduction "none" an array of that
+    dtype.
+    """
     batch = input.shape[0] if input.ndim else 1
     divisor = _reduction.denominator(reduction, mean_over, batch)
     gradient = _buffer(out, input, target, weight, pos_weight) if return_grad else None
     losses = np.empty_like(input, subok=False) if reduction == "none" else None
-    scale = _reduction.ratio(1.0, divisor)
+    scale = _reduction.ratio(upstream, divisor)
     sums = _run_elements(name, input, (target, weight, pos_weight), scale, losses, gradient)
     grad = None if gradient is None else _delivered(gradient, out)
-    return _losses(sums, losses, divisor, input.dtype), grad
+    return _reduction.reduced(sums, divisor) if losses is None else losses, grad
 
 
 def element_function(name: str, input: np.ndarray, out: np.ndarray | None) -> Any:

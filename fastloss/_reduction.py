@@ -20,10 +20,16 @@ def ratio(numerator: float, divisor: float) -> float:
     return numerator / divisor if divisor else numerator * math.inf
 
 
-def reduced(loss_sums: np.ndarray, divisor: float, dtype: np.dtype[Any]) -> Any:
-    """Return the sum of the blocks' losses over `divisor` as a scalar of `dtype`; inf where it is too large for it."""
+def reduced(loss_sums: np.ndarray, divisor: float) -> float:
+    """Return the sum of the blocks' losses over `divisor`."""
     with np.errstate(all="ignore"):
-        return dtype.type(ratio(float(loss_sums.sum()), divisor))
+        return ratio(float(loss_sums.sum()), divisor)
+
+
+def in_dtype(loss: float | np.ndarray, dtype: np.dtype[Any]) -> Any:
+    """Return the loss as a scalar or an array of `dtype`; inf where it is too large for it."""
+    with np.errstate(all="ignore"):
+        return loss.astype(dtype, copy=False)[()] if isinstance(loss, np.ndarray) else dtype.type(loss)
 
 
 def soft_mass(spread: float, class_weight: np.ndarray | None, classes: int, accumulator: np.dtype[Any]) -> float:

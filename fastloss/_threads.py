@@ -17,6 +17,9 @@ BLOCK_ELEMENTS = 1 << 13
 BLOCKS = 512
 """and there are at most so many blocks, enough to keep 64 threads evenly busy."""
 
+_limit = threading.local()
+"""Its `threads` is the most that calls of this Python thread may use; without it, as many as Numba has."""
+
 _launch = threading.Lock()
 """Numba's workqueue layer aborts the process when two threads launch parallel work at once."""
 
@@ -45,11 +48,41 @@ def block_count(units: int, length: int) -> int:
     return max(-(-units // length), 1)
 
 
+class at_most:
+    """A context in which kernels that this Python thread runs use at most so many threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> None:
+        self._outer = getattr(_limit, "threads", None)
+        _limit.threads = self._threads
+
+    def __exit__(self, *exception: object) -> None:
+        _limit.threads = self._outer
+
+
 def run(kernel: Any, elements: int, *arguments: Any) -> None:
     """Call `kernel` on all threads where its `elements` are worth it, else on the calling thread."""
-    if elements < SERIAL_ELEMENTS or _alone or numba.get_num_threads() == 1:
+    if elements < SERIAL_ELEMENTS or _alone:
         kernel.serial(*arguments)
-    elif _threading_layer() in ("tbb", "omp"):
+        return
+    available = numba.get_num_threads()
+    threads = min(getattr(_limit, "threads", None) or available, available)
+    if threads == 1:
+        kernel.serial(*arguments)
+    elif threads == available:
+        _launched(kernel, arguments)
+    else:
+        numba.set_num_threads(threads)
+        try:
+            _launched(kernel, arguments)
+        finally:
+            numba.set_num_threads(available)
+
+
+def _launched(kernel: Any, arguments: tuple[Any, ...]) -> None:
+    if _threading_layer() in ("tbb", "omp"):
         kernel.parallel(*arguments)
     else:
         with _launch:

@@ -118,6 +118,7 @@ def cross_entropy(
     loss, grad = _engine.class_loss(
         logits, indices, probabilities, weights, ignore_index, smoothing, reduction, return_grad, gradient
     )
+    loss = _reduction.in_dtype(loss, logits.dtype)
     return (loss, grad) if return_grad else loss
 
 
@@ -198,6 +199,7 @@ def nll_loss(
     loss, grad = _engine.class_loss(
         log_probabilities, indices, None, weights, ignore_index, 0.0, reduction, return_grad, gradient, of_logits=False
     )
+    loss = _reduction.in_dtype(loss, log_probabilities.dtype)
     return (loss, grad) if return_grad else loss
 
 
@@ -272,6 +274,7 @@ def binary_cross_entropy(
         "binary_cross_entropy", probabilities, targets, weights, None, reduction, probabilities.size, return_grad,
         gradient,
     )  # fmt: skip
+    loss = _reduction.in_dtype(loss, probabilities.dtype)
     return (loss, grad) if return_grad else loss
 
 
@@ -354,6 +357,7 @@ def binary_cross_entropy_with_logits(
         "binary_cross_entropy_with_logits", logits, targets, weights, pos_weights, reduction, logits.size, return_grad,
         gradient,
     )  # fmt: skip
+    loss = _reduction.in_dtype(loss, logits.dtype)
     return (loss, grad) if return_grad else loss
 
 
@@ -426,6 +430,7 @@ def mse_loss(
     loss, grad = _engine.element_loss(
         "mse_loss", predictions, targets, weights, None, reduction, mean_over, return_grad, gradient
     )
+    loss = _reduction.in_dtype(loss, predictions.dtype)
     return (loss, grad) if return_grad else loss
 
 
@@ -500,6 +505,7 @@ def kl_div(
         "kl_div_of_logs" if log_target else "kl_div", log_probabilities, targets, None, None, reduction,
         log_probabilities.size, return_grad, gradient,
     )  # fmt: skip
+    loss = _reduction.in_dtype(loss, log_probabilities.dtype)
     return (loss, grad) if return_grad else loss
 
 

@@ -1,0 +1,313 @@
+"""Tensors to arrays and back, and what autograd and torch.compile need to know; no arithmetic.
+
+A loss that needs a gradient is computed together with it in the forward pass. The backward pass hands the gradient
+over and lets go of it, so that nothing copies it on its way to `.grad`. Second derivatives are those of torch's own
+function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional
+from torch import Tensor
+
+from fastloss import _engine, _reduction
+from fastloss.nn import _memory
+
+NAMES = (
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "kl_div", "log_softmax", "logsigmoid",
+    "mse_loss", "nll_loss", "sigmoid", "softmax",
+)  # fmt: skip
+
+OWN = SimpleNamespace(**{name: getattr(torch.nn.functional, name) for name in NAMES})
+"""torch's own functions, as they were before anything replaced them."""
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return the memory of `tensor` as an array, of its bits if it is of bfloat16, which NumPy does not know."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.detach().view(torch.int16).numpy().view(np.uint16)
+    return tensor.detach().numpy()
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return the memory of `array` as a tensor of `dtype`."""
+    if dtype is torch.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(dtype)
+    return torch.from_numpy(array)
+
+
+def _weights(weight: Tensor | None, shape: Sequence[int]) -> np.ndarray | None:
+    """Return `weight` broadcast to `shape`, in the dtype in which the kernels compute."""
+    if weight is None:
+        return None
+    return np.broadcast_to(_array(weight if weight.dtype is torch.float64 else weight.float()), shape)
+
+
+def _like(input: Tensor, preserve: bool) -> tuple[int, ...] | None:
+    """Return the strides of a result of the input's shape, None if it is contiguous.
+
+    As in torch, those that are to `preserve` the memory format get that of `empty_like`.
+    """
+    if not preserve or input.is_contiguous():
+        return None
+    return torch.empty_like(input, device="meta").stride()
+
+
+def _buffer(input: Tensor, preserve: bool) -> np.ndarray:
+    """Return an array for a result of the input's shape and dtype."""
+    dtype = _array(input[:0] if input.dim() else input).dtype
+    strides = _like(input, preserve)
+    return _memory.empty(input.shape, strides and [stride * dtype.itemsize for stride in strides], dtype)
+
+
+class _TorchsThreads:
+    """A context in which kernels use no more threads than torch does, and after which torch uses as many as before."""
+
+    def __enter__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._limit = _engine.at_most(self._threads)
+        self._limit.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._limit.__exit__(*exception)
+        if torch.get_num_threads() != self._threads:  # Numba's first launch on OpenMP sets it
+            torch.set_num_threads(self._threads)
+
+
+def _loss_tensor(loss: float | np.ndarray, dtype: torch.dtype) -> Tensor:
+    if not isinstance(loss, np.ndarray):
+        return torch.scalar_tensor(loss, dtype=dtype)
+    if loss.dtype == np.uint16:
+        return _tensor(loss, torch.bfloat16)
+    return torch.from_numpy(loss).to(dtype)
+
+
+def class_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    name: str,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    dtype: torch.dtype,
+    with_grad: bool,
+    upstream: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return (the loss `name` in `dtype`, its gradient times `upstream`, empty unless `with_grad`)."""
+    array = _array(target)
+    indices, probabilities = (None, array) if input.shape == target.shape else (array, None)
+    weights = _weights(weight, (input.shape[min(input.dim() - 1, 1)],))
+    out = _buffer(input, preserve=False) if with_grad else None
+    with _TorchsThreads():
+        loss, _ = _engine.class_loss(
+            _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
+            with_grad, out, name == "cross_entropy", upstream,
+        )  # fmt: skip
+    return _loss_tensor(loss, dtype), input.new_empty(0) if out is None else _tensor(out, input.dtype)
+
+
+def _preserves(name: str, reduction: str) -> bool:
+    """Return whether torch gives the gradient of the element loss `name` the memory format of the input."""
+    return name.startswith("binary") or reduction == "none"
+
+
+def element_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    name: str,
+    reduction: str,
+    dtype: torch.dtype,
+    with_grad: bool,
+    upstream: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return (the loss `name` in `dtype`, its gradient times `upstream`, empty unless `with_grad`)."""
+    x, t = _array(input), _array(target)
+    weights, pos_weights = _weights(weight, x.shape), _weights(pos_weight, x.shape)
+    out = _buffer(input, _preserves(name, reduction)) if with_grad else None
+    mean_over = _reduction.sum_of_weights(weights, x.size) if name == "mse_loss" else float(x.size)
+    with _TorchsThreads():
+        if name == "binary_cross_entropy":
+            _engine.check_unit_interval("input", x)
+            _engine.check_unit_interval("target", t)
+        loss, _ = _engine.element_loss(
+            name, x, t, weights, pos_weights, reduction, mean_over, with_grad, out, upstream
+        )  # fmt: skip
+    value = _loss_tensor(loss, dtype)
+    if reduction == "none" and not input.is_contiguous():
+        value = torch.empty_like(input, dtype=dtype).copy_(value)
+    return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
+
+
+class Loss(NamedTuple):
+    """A loss function with its options, of tensors of which the first is the input."""
+
+    evaluate: Callable[..., tuple[Tensor, Tensor]]
+    """`class_loss` or `element_loss`."""
+    options: tuple[Any, ...]
+    """What that takes behind the tensors, up to `dtype`."""
+    own: Callable[..., Tensor]
+    """torch's own function of the tensors."""
+    keeps_input: bool
+    """Whether torch's backward pass needs the input, which then must not have been changed."""
+
+    def __call__(self, *tensors: Tensor | None) -> Tensor:
+        """Return the loss."""
+        with_grad = torch.is_grad_enabled() and tensors[0] is not None and tensors[0].requires_grad
+        if torch.compiler.is_compiling():
+            operator = _class_operator if self.evaluate is class_loss else _element_operator
+            return operator(*tensors, *self.options, with_grad)[0]
+        try:
+            if with_grad:
+                loss: Tensor = _Differentiable.apply(self, *tensors)
+                return loss
+            return self.evaluate(*tensors, *self.options, False)[0]
+        except (IndexError, ValueError):
+            return self.own(*tensors)  # says what is wrong as torch says it
+
+
+def _per_element(upstream: Tensor, gradient: Tensor) -> Tensor:
+    """Return the upstream gradient of the losses in a shape that broadcasts against that of the input."""
+    return upstream.unsqueeze(1) if 0 < upstream.dim() < gradient.dim() else upstream
+
+
+class _Differentiable(torch.autograd.Function):
+    """A loss whose gradient is computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Loss, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.loss = loss
+        value, ctx.gradient = loss.evaluate(*tensors, *loss.options, True)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        loss: Loss = ctx.loss
+        others = [None] * (len(ctx.needs_input_grad) - 2)
+        if torch.is_grad_enabled():
+            tensors = ctx.saved_tensors
+            value = loss.own(*tensors)
+            return None, *torch.autograd.grad(value, tensors[0], upstream.to(value.dtype), create_graph=True), *others
+        gradient: Tensor | None = vars(ctx).pop("gradient", None)
+        scale = float(upstream) if upstream.dim() == 0 else 1.0
+        if loss.keeps_input:
+            ctx.saved_tensors  # noqa: B018  # raises the error of a tensor that has been changed
+        if gradient is None or (scale != 1.0 and gradient.dtype is torch.float16):
+            # It was handed over in an earlier backward pass; or scaling it would come too late for what underflowed.
+            _, gradient = loss.evaluate(*ctx.saved_tensors, *loss.options, True, scale)
+        elif scale != 1.0:
+            gradient.mul_(scale)
+        if upstream.dim() > 0:
+            gradient.mul_(_per_element(upstream, gradient))
+        return None, gradient, *others
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.others = len(inputs) - 1
+
+
+def _backward_of_operator(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return (gradient * _per_element(upstream, gradient)).to(gradient.dtype), *([None] * ctx.others)
+
+
+_class_operator = torch.library.custom_op("fastloss::class_loss", class_loss, mutates_args=(), device_types="cpu")
+_element_operator = torch.library.custom_op("fastloss::element_loss", element_loss, mutates_args=(), device_types="cpu")
+for _custom in (_class_operator, _element_operator):
+    _custom.register_autograd(_backward_of_operator, setup_context=_save_gradient)
+
+
+@_class_operator.register_fake
+def _(input, target, weight, name, ignore_index, label_smoothing, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # as above
+    losses = input.select(min(input.dim() - 1, 1), 0).shape if reduction == "none" else ()
+    return input.new_empty(losses, dtype=dtype), input.new_empty(input.shape if with_grad else 0)
+
+
+@_element_operator.register_fake
+def _(input, target, weight, pos_weight, name, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # as above
+    value = torch.empty_like(input, dtype=dtype) if reduction == "none" else input.new_empty((), dtype=dtype)
+    if not with_grad:
+        return value, input.new_empty(0)
+    return value, torch.empty_like(input) if _preserves(name, reduction) else input.new_empty(input.shape)
+
+
+class _Softmax(torch.autograd.Function):
+    """softmax or log_softmax along an axis."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int, logarithm: bool) -> Tensor:
+        out = _buffer(input, preserve=False)
+        with _TorchsThreads():
+            (_engine.log_softmax if logarithm else _engine.softmax)(_array(input), dim, out)
+        result = _tensor(out, input.dtype)
+        ctx.save_for_backward(result)
+        ctx.dim, ctx.logarithm = dim, logarithm
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (result,) = ctx.saved_tensors
+        backward = torch._log_softmax_backward_data if ctx.logarithm else torch._softmax_backward_data
+        return backward(upstream, result, ctx.dim, result.dtype), None, None
+
+
+def _elements(name: str, input: Tensor) -> Tensor:
+    out = _buffer(input, preserve=name == "sigmoid")
+    with _TorchsThreads():
+        _engine.element_function(name, _array(input), out)
+    return _tensor(out, input.dtype)
+
+
+class _Sigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        result = _elements("sigmoid", input)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        gradient: Tensor = torch.ops.aten.sigmoid_backward(upstream, *ctx.saved_tensors)
+        return gradient
+
+
+class _LogSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        ctx.save_for_backward(input)
+        return _elements("log_sigmoid", input)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        return upstream * sigmoid(-input)
+
+
+def softmax(input: Tensor, dim: int) -> Tensor:
+    result: Tensor = _Softmax.apply(input, dim, False)
+    return result
+
+
+def log_softmax(input: Tensor, dim: int) -> Tensor:
+    result: Tensor = _Softmax.apply(input, dim, True)
+    return result
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    result: Tensor = _Sigmoid.apply(input)
+    return result
+
+
+def log_sigmoid(input: Tensor) -> Tensor:
+    result: Tensor = _LogSigmoid.apply(input)
+    return result

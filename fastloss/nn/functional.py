@@ -1,0 +1,367 @@
+"""The loss functions of torch.nn.functional, and when a call goes to torch's own.
+
+Signatures, values, gradients and errors are torch's; its documentation applies.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter, _reduction
+
+from fastloss.nn import _autograd
+from fastloss.nn._autograd import OWN, Loss, class_loss, element_loss
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "kl_div",
+    "log_softmax",
+    "logsigmoid",
+    "mse_loss",
+    "nll_loss",
+    "sigmoid",
+    "softmax",
+]
+
+_PLAIN = frozenset((Tensor, Parameter))
+
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+_REDUCTIONS = frozenset(("mean", "sum", "none"))
+
+CROSSOVERS = {
+    "binary_cross_entropy": 1 << 14,
+    "binary_cross_entropy_with_logits": 1 << 14,
+    "cross_entropy": 1 << 14,
+    "kl_div": 1 << 14,
+    "log_softmax": 1 << 16,
+    "logsigmoid": 1 << 16,
+    "mse_loss": 1 << 16,
+    "nll_loss": 1 << 16,
+    "sigmoid": 1 << 16,
+    "softmax": 1 << 16,
+}
+"""Elements of the input from which on the kernels are faster than torch's own function."""
+
+
+def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
+    """Return whether the kernels serve a call of `name`; this is where that is decided, but for shapes and options.
+
+    | what a call has                                                             | who answers                |
+    | --------------------------------------------------------------------------- | -------------------------- |
+    | an input of fewer elements than `CROSSOVERS` or FASTLOSS_MIN_SIZE           | torch                      |
+    | a tensor that is not on the CPU, or sparse, complex, integer, quantized ... | torch                      |
+    | a tensor of a subclass (FakeTensor, DTensor, ...), or under a torch         | torch                      |
+    | function or dispatch mode (a default device, flop counters, make_fx, ...)   |                            |
+    | functorch transforms (grad, vmap, jvp, ...), dual numbers                   | torch                      |
+    | a target or weight that requires a gradient                                 | torch                      |
+    | torch.jit.trace, torch.export                                               | torch, so that the result  |
+    |                                                                             | runs without fastloss      |
+    | torch.compile                                                               | losses: an operator around |
+    |                                                                             | the kernels; else torch    |
+    | an invalid argument                                                         | torch, which says so       |
+    | a second derivative                                                         | torch's formula            |
+    | all others                                                                  | the kernels                |
+    """
+    if type(input) not in _PLAIN or input.numel() < _minimum(name) or input.dtype not in _DTYPES:
+        return False
+    for tensor in (input, *others):
+        if tensor is not None and not (
+            type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
+        ):
+            return False
+    if any(other is not None and other.requires_grad for other in others) or not input.numel():
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _minimum(name: str) -> int:
+    """Return the number of elements from which on the kernels serve `name`."""
+    setting = os.environ.get("FASTLOSS_MIN_SIZE")
+    if setting is None:
+        return CROSSOVERS[name]
+    try:
+        return int(setting)
+    except ValueError:
+        raise ValueError(f"FASTLOSS_MIN_SIZE is {setting!r}; it must be a number of elements") from None
+
+
+def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """Return the reduction that a call asks for; torch warns of the arguments that it has deprecated."""
+    if size_average is None and reduce is None:
+        return reduction
+    legacy: str = _reduction.legacy_get_string(size_average, reduce)
+    return legacy
+
+
+def _autocast(input: Tensor) -> bool:
+    """Return whether autocast makes the loss of `input` float32, as it does with those of half precision."""
+    return input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled("cpu")
+
+
+def _class_loss(
+    name: str,
+    own: Callable[..., Tensor],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> Tensor:
+    if not (
+        _served(name, input, target, weight)
+        and reduction in _REDUCTIONS
+        and 0.0 <= label_smoothing <= 1.0
+        and _is_class_target(name, target, input, ignore_index)
+        and (weight is None or weight.shape == input.shape[min(input.dim() - 1, 1) :][:1])
+    ):
+        return own(input, target, weight)
+    autocast = _autocast(input)
+    if weight is not None and weight.dtype != input.dtype and not (autocast and weight.dtype is torch.float32):
+        return own(input, target, weight)
+    dtype = torch.float32 if autocast else input.dtype
+    options = (name, ignore_index, float(label_smoothing), reduction, dtype)
+    return Loss(class_loss, options, own, keeps_input=name == "nll_loss")(input, target, weight)
+
+
+def _is_class_target(name: str, target: Tensor, input: Tensor, ignore_index: int) -> bool:
+    """Return whether `target` holds class indices or, for cross-entropy, probabilities for `input`."""
+    if input.dim() == 0:
+        return False
+    if input.shape == target.shape:
+        return name == "cross_entropy" and target.dtype == input.dtype and ignore_index < 0
+    axis = min(input.dim() - 1, 1)
+    return target.shape == input.shape[:axis] + input.shape[axis + 1 :] and (
+        target.dtype is torch.int64 or (target.dtype is torch.uint8 and input.dim() <= 2)
+    )
+
+
+def _element_loss(
+    name: str,
+    own: Callable[..., Tensor],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    weights = [tensor for tensor in (weight, pos_weight) if tensor is not None]
+    if not (
+        _served(name.removesuffix("_of_logs"), input, target, weight, pos_weight)
+        and (reduction in _REDUCTIONS or (reduction == "batchmean" and name.startswith("kl_div") and input.dim() > 0))
+        and input.shape == target.shape
+        and all(_broadcasts(tensor, input) for tensor in weights)
+    ):
+        return own(input, target, weight, pos_weight)
+    autocast = _autocast(input)
+    if autocast and (reduction == "none" or target.dtype != input.dtype):
+        input, target = input.float(), target.float()
+    if any(tensor.dtype != input.dtype for tensor in (target, *weights)):
+        return own(input, target, weight, pos_weight)
+    if name.startswith("kl_div") and reduction == "mean":
+        warnings.warn(
+            "reduction 'mean' is not the mean of the divergences, as it divides by their elements too: 'batchmean' is",
+            stacklevel=3,
+        )
+    dtype = torch.float32 if autocast else input.dtype
+    return Loss(element_loss, (name, reduction, dtype), own, keeps_input=not name.startswith("kl_div"))(
+        input, target, weight, pos_weight
+    )
+
+
+def _broadcasts(weight: Tensor, input: Tensor) -> bool:
+    """Return whether `weight` broadcasts to the shape of `input`."""
+    return weight.dim() <= input.dim() and all(
+        length in (1, full) for length, full in zip(reversed(weight.shape), reversed(input.shape), strict=False)
+    )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy between logits and class indices or probabilities, in nats.
+
+    See `torch.nn.functional.cross_entropy
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html>`_.
+    """
+    reduction = _reduction_of(size_average, reduce, reduction)
+    own = partial(OWN.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+    return _class_loss("cross_entropy", own, input, target, weight, ignore_index, label_smoothing, reduction)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return the negative log-likelihood of class indices, in nats.
+
+    See `torch.nn.functional.nll_loss
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html>`_.
+    """
+    reduction = _reduction_of(size_average, reduce, reduction)
+    own = partial(OWN.nll_loss, ignore_index=ignore_index, reduction=reduction)
+    return _class_loss("nll_loss", own, input, target, weight, ignore_index, 0.0, reduction)
+
+
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return the binary cross-entropy of probabilities, in nats.
+
+    See `torch.nn.functional.binary_cross_entropy
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy.html>`_.
+    """
+    reduction = _reduction_of(size_average, reduce, reduction)
+
+    def own(input: Tensor, target: Tensor, weight: Tensor | None, _: None) -> Tensor:
+        return OWN.binary_cross_entropy(input, target, weight, reduction=reduction)
+
+    return _element_loss("binary_cross_entropy", own, input, target, weight, None, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Return the binary cross-entropy of logits, in nats.
+
+    See `torch.nn.functional.binary_cross_entropy_with_logits
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html>`_.
+    """
+    reduction = _reduction_of(size_average, reduce, reduction)
+
+    def own(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> Tensor:
+        return OWN.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+    return _element_loss("binary_cross_entropy_with_logits", own, input, target, weight, pos_weight, reduction)
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return the squared error.
+
+    See `torch.nn.functional.mse_loss
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html>`_.
+    """
+    reduction = _reduction_of(size_average, reduce, reduction)
+
+    def own(input: Tensor, target: Tensor, weight: Tensor | None, _: None) -> Tensor:
+        weights = {} if weight is None else {"weight": weight}  # which older versions of torch do not have
+        return OWN.mse_loss(input, target, reduction=reduction, **weights)
+
+    return _element_loss("mse_loss", own, input, target, weight, None, reduction)
+
+
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> Tensor:
+    """Return the Kullback-Leibler divergence of log-probabilities, in nats.
+
+    See `torch.nn.functional.kl_div
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html>`_.
+    """
+    if size_average is not None or reduce is not None:
+        return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
+
+    def own(input: Tensor, target: Tensor, *_: None) -> Tensor:
+        return OWN.kl_div(input, target, reduction=reduction, log_target=log_target)
+
+    name = "kl_div_of_logs" if log_target else "kl_div"
+    return _element_loss(name, own, input, target, None, None, reduction)
+
+
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the logarithm of the softmax along an axis, in nats.
+
+    See `torch.nn.functional.log_softmax
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html>`_.
+    """
+    return _softmax("log_softmax", input, dim, _stacklevel, dtype)
+
+
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the softmax along an axis.
+
+    See `torch.nn.functional.softmax
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html>`_.
+    """
+    return _softmax("softmax", input, dim, _stacklevel, dtype)
+
+
+def _softmax(name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None) -> Tensor:
+    if dim is None or not _served(name, input) or not -input.dim() <= dim < input.dim():
+        return getattr(OWN, name)(input, dim, stacklevel + 2, dtype)
+    if dtype is not None:
+        input = input.to(dtype)
+    if input.dtype not in _DTYPES:
+        return getattr(OWN, name)(input, dim, stacklevel + 2)
+    return getattr(_autograd, name)(input, dim % input.dim())
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """Return the logistic sigmoid of each element.
+
+    See `torch.nn.functional.sigmoid <https://pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html>`_.
+    """
+    return _autograd.sigmoid(input) if _served("sigmoid", input) else OWN.sigmoid(input)
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """Return the logarithm of the logistic sigmoid of each element, in nats.
+
+    See `torch.nn.functional.logsigmoid
+    <https://pytorch.org/docs/stable/generated/torch.nn.functional.logsigmoid.html>`_.
+    """
+    return _autograd.log_sigmoid(input) if _served("logsigmoid", input) else OWN.logsigmoid(input)
