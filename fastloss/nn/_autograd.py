@@ -7,6 +7,7 @@ function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -201,8 +202,9 @@ class _Differentiable(torch.autograd.Function):
         scale = float(upstream) if upstream.dim() == 0 else 1.0
         if loss.keeps_input:
             ctx.saved_tensors  # noqa: B018  # raises the error of a tensor that has been changed
-        if gradient is None or (scale != 1.0 and gradient.dtype is torch.float16):
-            # It was handed over in an earlier backward pass; or scaling it would come too late for what underflowed.
+        underflowed = gradient is not None and gradient.dtype is torch.float16 and scale != 1.0
+        if gradient is None or underflowed or not math.isfinite(scale):
+            # An earlier backward pass took it; or it is too late to scale what has underflowed, or zeros by nan.
             _, gradient = loss.evaluate(*ctx.saved_tensors, *loss.options, True, scale)
         elif scale != 1.0:
             gradient.mul_(scale)

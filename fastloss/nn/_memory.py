@@ -40,12 +40,31 @@ def empty(shape: Sequence[int], strides: Sequence[int] | None, dtype: np.dtype[A
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST_BYTES:
         return np.ndarray(shape, dtype, strides=strides)
-    block = _block(size + LINE)
-    address, _ = block.__array_interface__["data"]
-    # A buffer that is no array stays the array's base in all views of it, so the array lives as long as they do.
-    array = np.ndarray(shape, dtype, memoryview(block.data), -address % LINE, strides)
-    weakref.finalize(array, _give_back, block).atexit = False
-    return array
+    lease = _Lease(_block(size + LINE), shape, strides, dtype)
+    weakref.finalize(lease, _give_back, lease.block).atexit = False
+    return np.asarray(lease)
+
+
+class _Lease:
+    """Lends a block as an array.
+
+    NumPy makes an array of another array's memory depend on that other array alone, and forgets what is between. This
+    is no array, so it lives as long as all that views the memory.
+    """
+
+    def __init__(
+        self, block: np.ndarray, shape: Sequence[int], strides: Sequence[int] | None, dtype: np.dtype[Any]
+    ) -> None:
+        self.block = block
+        interface = block.__array_interface__
+        address, _ = interface["data"]
+        self.__array_interface__ = {
+            **interface,
+            "data": (address + -address % LINE, False),
+            "shape": tuple(shape),
+            "strides": None if strides is None else tuple(strides),
+            "typestr": dtype.str,
+        }
 
 
 def _block(size: int) -> np.ndarray:

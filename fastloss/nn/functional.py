@@ -73,17 +73,17 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     """
     if type(input) not in _PLAIN or input.numel() < _minimum(name) or input.dtype not in _DTYPES:
         return False
-    for tensor in (input, *others):
-        if tensor is not None and not (
-            type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
-        ):
+    tensors = [input, *(other for other in others if other is not None)]
+    for tensor in tensors:
+        if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided):
             return False
-    if any(other is not None and other.requires_grad for other in others) or not input.numel():
+    if any(tensor.requires_grad for tensor in tensors[1:]) or not input.numel():
         return False
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting() and name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
     return not (
-        torch._C._are_functorch_transforms_active()
+        any(tensor.is_neg() for tensor in tensors)
+        or torch._C._are_functorch_transforms_active()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
