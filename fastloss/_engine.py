@@ -8,6 +8,7 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 48 and more               | `cross_entropy_rows`   |
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
+| anywhere             | 2, with class indices     | `cross_entropy_pairs`  |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 """
 
@@ -56,7 +57,16 @@ def _lazy() -> SimpleNamespace:
     if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when numba is imported
         raise RuntimeError("NUMBA_DISABLE_JIT is set; fastloss needs Numba's compiler")
     from fastloss import _threads
-    from fastloss._kernels import bce, cross_entropy, cross_entropy_tiles, nll, pointwise, softmax, targets
+    from fastloss._kernels import (
+        bce,
+        cross_entropy,
+        cross_entropy_pairs,
+        cross_entropy_tiles,
+        nll,
+        pointwise,
+        softmax,
+        targets,
+    )
 
     elements = {
         "binary_cross_entropy": bce.bce,
@@ -68,8 +78,8 @@ def _lazy() -> SimpleNamespace:
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
     return SimpleNamespace(
-        threads=_threads, bce=bce, ce=cross_entropy, tiles=cross_entropy_tiles, nll=nll, pointwise=pointwise,
-        targets=targets, softmax=softmax, elements=elements,
+        threads=_threads, bce=bce, ce=cross_entropy, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles, nll=nll,
+        pointwise=pointwise, targets=targets, softmax=softmax, elements=elements,
     )  # fmt: skip
 
 
@@ -185,8 +195,14 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         sums = np.empty(block_count(rows, length))
         kernel, settings = k.nll.nll_rows, (streamed, length)
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
+    elif classes == 2 and target is not None and work.spread is None and log_softmax is None:
+        length = -(-block_length(rows, 2) // k.softmax.LANES) * k.softmax.LANES
+        sums = np.empty(block_count(rows, length))
+        kernel, settings = k.pairs.cross_entropy_pairs, (streamed, length)
+        arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
     elif not side_by_side or classes < ROWS_FROM:
-        tile_rows = min(max(TILE_ELEMENTS // classes // 8, 1), TILE_ROWS // 8, -(-inner // 8)) * 8
+        lanes = k.softmax.LANES
+        tile_rows = min(max(TILE_ELEMENTS // classes // lanes, 1), TILE_ROWS // lanes, -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
         length = block_length(tiles, tile_rows * classes)
         sums = np.empty(block_count(tiles, length))

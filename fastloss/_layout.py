@@ -77,11 +77,9 @@ class Rows(NamedTuple):
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """Return the (outer, C, inner) view of an array shaped like the input."""
-        outer, inner = (
-            (_length(array, group), array.strides[group[-1]] if group else 0) for group in (self.outer, self.inner)
-        )
-        shape = (outer[0], array.shape[self.class_axis], inner[0])
-        return as_strided(stored(array), shape, (outer[1], array.strides[self.class_axis], inner[1]))
+        shape = _length(array, self.outer), _length(array, self.inner), array.shape[self.class_axis]
+        array = stored(array).transpose((*self.order, self.class_axis))
+        return array.reshape(shape).transpose(0, 2, 1)
 
     def batch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
         """Return an array shaped like the input without its class axis as (outer, inner), copied where it must be."""

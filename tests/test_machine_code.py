@@ -26,7 +26,7 @@ pytestmark = [
 
 HERE = pathlib.Path(__file__).parent
 KERNELS = ("rows", "tiles", "bce")
-LONGEST = {"haswell": {"rows": 50, "tiles": 50, "bce": 120}, "x86-64": {"rows": 100, "tiles": 130, "bce": 280}}
+LONGEST = {"haswell": {"rows": 80, "tiles": 97, "bce": 185}, "x86-64": {"rows": 205, "tiles": 280, "bce": 515}}
 """A fifth more instructions than LLVM 22 needs for a vector: what spills or loses its constants is longer."""
 
 SCALAR_ARITHMETIC = re.compile(r"v?(add|sub|mul|div|max|min|fn?m(add|sub)\d*)s[sd]\b")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastloss._kernels import _memory
+from fastloss._kernels._memory import SQUARE
 from fastloss._kernels._simd import LANES
 
 njit = numba.njit(error_model="numpy")
@@ -39,7 +40,7 @@ def _load_first(x: np.ndarray, offset: int, count: int, fill: float, result: np.
 @pytest.mark.parametrize("count", range(LANES))
 @pytest.mark.parametrize("stored", STORED)
 def test_load_first(stored: Any, count: int) -> None:
-    x = numbers(16, stored)
+    x = numbers(2 * LANES, stored)
     for fill in (-2.0, -np.inf, np.nan):
         result = np.zeros(LANES, widened(x).dtype)
         _load_first(x, 3, count, fill, result)
@@ -49,19 +50,19 @@ def test_load_first(stored: Any, count: int) -> None:
 
 @njit
 def _gather_and_scatter(x: np.ndarray, step: int, count: int, wide: np.ndarray, out: np.ndarray) -> None:
-    vector = _memory.gather(_memory.pointer(x, (0,)), 20, step, count)
+    vector = _memory.gather(_memory.pointer(x, (0,)), 32, step, count)
     _memory.store(_memory.pointer(wide, (0,)), 0, vector)
-    _memory.scatter(_memory.pointer(out, (0,)), 20, step, vector, count)
+    _memory.scatter(_memory.pointer(out, (0,)), 32, step, vector, count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("step", [-2, 0, 1, 2])
 @pytest.mark.parametrize("stored", STORED)
 def test_gather_and_scatter(stored: Any, step: int, count: int) -> None:
-    x = numbers(40, stored)
+    x = numbers(64, stored)
     wide, out = np.zeros(LANES, widened(x).dtype), np.zeros_like(x)
     _gather_and_scatter(x, step, count, wide, out)
-    lanes = 20 + step * np.minimum(np.arange(LANES), count - 1)
+    lanes = 32 + step * np.minimum(np.arange(LANES), count - 1)
     np.testing.assert_array_equal(wide, widened(x)[lanes])
     expected = np.zeros_like(x)
     expected[lanes] = x[lanes]
@@ -75,37 +76,58 @@ def _transpose(x: np.ndarray, out: np.ndarray) -> None:
 
 @pytest.mark.parametrize("stored", STORED)
 def test_transpose(stored: Any) -> None:
-    x = numbers(LANES * 11, stored).reshape(LANES, 11)
-    out = np.zeros((LANES, 13), widened(x).dtype)
+    x = numbers(SQUARE * 11, stored).reshape(SQUARE, 11)
+    out = np.zeros((SQUARE, 13), widened(x).dtype)
     _transpose(x, out)
-    np.testing.assert_array_equal(out[:, :LANES], widened(x)[:, :LANES].T)
-    assert not out[:, LANES:].any()
+    np.testing.assert_array_equal(out[:, :SQUARE], widened(x)[:, :SQUARE].T)
+    assert not out[:, SQUARE:].any()
     back = np.zeros_like(x)
     _transpose(out, back)
-    np.testing.assert_array_equal(back[:, :LANES], x[:, :LANES])
-    assert not back[:, LANES:].any()
+    np.testing.assert_array_equal(back[:, :SQUARE], x[:, :SQUARE])
+    assert not back[:, SQUARE:].any()
 
 
-@pytest.mark.parametrize("columns", range(2, LANES + 1))
+@njit
+def _store_first(x: np.ndarray, count: int, out: np.ndarray) -> None:
+    _memory.store_first(_memory.pointer(out, (0,)), 3, _memory.load(_memory.pointer(x, (0,)), 0), count)
+
+
+@pytest.mark.parametrize("count", range(LANES))
 @pytest.mark.parametrize("stored", STORED)
-def test_split_and_join_columns(stored: Any, columns: int) -> None:
-    @njit
-    def there_and_back(x: np.ndarray, split: np.ndarray, back: np.ndarray) -> None:
-        step = split.shape[1]
-        _memory.split_columns(_memory.pointer(x, (0, 0)), columns, _memory.pointer(split, (0, 0)), step)
-        _memory.join_columns(_memory.pointer(split, (0, 0)), step, columns, _memory.pointer(back, (0, 0)))
+def test_store_first(stored: Any, count: int) -> None:
+    x, out = numbers(LANES, stored), np.zeros(2 * LANES, stored)
+    _store_first(x, count, out)
+    np.testing.assert_array_equal(out[3 : 3 + count], x[:count])
+    assert not out[:3].any()
+    assert not out[3 + count :].any()
 
-    x = numbers(LANES * columns, stored).reshape(LANES, columns)
-    split, back = np.zeros((columns, LANES + 3), widened(x).dtype), np.zeros_like(x)
-    there_and_back(x, split, back)
-    np.testing.assert_array_equal(split[:, :LANES], widened(x).T)
-    assert not split[:, LANES:].any()
-    np.testing.assert_array_equal(back, x)
+
+@njit
+def _pairs(x: np.ndarray, halves: np.ndarray, back: np.ndarray, streaming: bool) -> None:
+    first, second = _memory.load_pairs(_memory.pointer(x, (0,)), 5)
+    _memory.store(_memory.pointer(halves, (0, 0)), 0, first)
+    _memory.store(_memory.pointer(halves, (1, 0)), 0, second)
+    target = _memory.pointer(back, (0,))
+    _memory.store_pairs(target, _memory.elements_to_line(target), first, second, streaming)
+    _memory.fence()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("stored", STORED)
+def test_load_and_store_pairs(stored: Any, streaming: bool) -> None:
+    x, back = numbers(2 * LANES + 8, stored), np.zeros(6 * LANES, stored)
+    halves = np.zeros((2, LANES), widened(x).dtype)
+    _pairs(x, halves, back, streaming)
+    np.testing.assert_array_equal(halves, widened(x)[5 : 5 + 2 * LANES].reshape(LANES, 2).T)
+    start = -back.ctypes.data % 64 // back.itemsize
+    np.testing.assert_array_equal(back[start : start + 2 * LANES], x[5 : 5 + 2 * LANES])
+    assert not back[:start].any()
+    assert not back[start + 2 * LANES :].any()
 
 
 @njit
 def _class_indices(x: np.ndarray, step: int, count: int, classes: int, ignored: int, out: np.ndarray) -> None:
-    labels = _memory.class_indices(_memory.pointer(x, (0,)), 16, step, count, classes, ignored)
+    labels = _memory.class_indices(_memory.pointer(x, (0,)), 32, step, count, classes, ignored)
     _memory.store(_memory.pointer(out, (0,)), 0, labels)
 
 
@@ -117,11 +139,11 @@ def test_class_indices(dtype: str, step: int) -> None:
     edges = [0, 1, 4, 5, 6, 7, 100, info.max, info.max - 99, info.min, info.max // 2 + 1]
     edges += [-1, -100] if info.min < 0 else []
     for count in (*COUNTS, 1000):
-        x = np.array(rng.choice(np.array(edges, object), 40), dtype)
+        x = np.array(rng.choice(np.array(edges, object), 64), dtype)
         for classes, ignored in ((5, -100), (5, 1), (6, 7), (1, 0), (2**31 - 1, -1), (101, int(info.min))):
             out = np.zeros(LANES, np.int32)
             _class_indices(x, step, count, classes, ignored, out)
-            values = [int(x[16 + step * lane]) for lane in range(LANES)]
+            values = [int(x[32 + step * lane]) for lane in range(LANES)]
             valid = [0 <= v < classes and v != ignored and lane < count for lane, v in enumerate(values)]
             assert out.tolist() == [v if good else -1 for v, good in zip(values, valid, strict=True)]
 
@@ -135,7 +157,7 @@ def _lookup(table: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_lookup(dtype: type) -> None:
     table, out = np.arange(10, 20, dtype=dtype), np.zeros(LANES, dtype)
-    index = np.array([0, 9, -1, 3, -1, 5, 1, 9], np.int32)
+    index = np.resize(np.array([0, 9, -1, 3, -1, 5, 1, 9, 2], np.int32), LANES)
     _lookup(table, index, out)
     np.testing.assert_array_equal(out, table[np.maximum(index, 0)])
 

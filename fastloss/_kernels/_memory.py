@@ -21,6 +21,9 @@ from fastloss._kernels._simd import LANES, Vector, convert, llvm_scalar, llvm_ty
 CACHE_LINE = 64
 """Bytes of a cache line, of x86-64 and of most AArch64."""
 
+SQUARE = 8
+"""Rows and columns of the blocks that are transposed: they fit in 16 registers of 256 bits."""
+
 
 @intrinsic
 def pointer(typingctx, array, indices):
@@ -56,10 +59,10 @@ def advance(typingctx, source, count):
 
 @intrinsic
 def elements_of_line(typingctx, target):
-    """Return how many elements of what `target` points to fill a cache line."""
+    """Return how many elements of what `target` points to fill whole cache lines and whole vectors."""
 
     def generate(context, builder, signature, arguments):
-        return ir.Constant(ir.IntType(64), CACHE_LINE // (target.dtype.bitwidth // 8))
+        return ir.Constant(ir.IntType(64), max(CACHE_LINE // (target.dtype.bitwidth // 8), LANES))
 
     return types.int64(target), generate
 
@@ -119,7 +122,7 @@ def _widen_float16(builder, value):
 
 def _narrow_float16(builder, value):
     """Return float32 rounded to float16 in integer arithmetic, ties to even."""
-    wide = ir.VectorType(ir.IntType(32), LANES)
+    wide = ir.VectorType(ir.IntType(32), value.type.count)
     floats = value.type
 
     def splat(number, type=wide):
@@ -138,7 +141,7 @@ def _narrow_float16(builder, value):
     result = builder.select(builder.icmp_signed(">=", magnitude, splat(0x477FF000)), splat(0x7C00), result)
     is_nan = builder.icmp_signed(">", magnitude, splat(0x7F800000))
     result = builder.select(is_nan, splat(0x7E00), result)
-    return builder.trunc(builder.or_(result, sign), _stored(types.int16))
+    return builder.trunc(builder.or_(result, sign), _stored(types.int16, value.type.count))
 
 
 def _widen(builder, value, dtype):
@@ -158,23 +161,24 @@ def _widen(builder, value, dtype):
 
 def _narrow(builder, value, dtype):
     """Return the lanes of `dtype` that hold the vector of floats `value`, rounded to nearest even."""
+    lanes = value.type.count
     if dtype == types.int16:
         if not _converts_float16():
             return _narrow_float16(builder, value)
-        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), LANES))
-        return builder.bitcast(half, _stored(dtype))
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
+        return builder.bitcast(half, _stored(dtype, lanes))
     if dtype == types.uint16:
-        wide = ir.VectorType(ir.IntType(32), LANES)
+        wide = ir.VectorType(ir.IntType(32), lanes)
 
         def splat(number):
-            return ir.Constant(wide, [number] * LANES)
+            return ir.Constant(wide, [number] * lanes)
 
         bits = builder.bitcast(value, wide)
         odd = builder.and_(builder.lshr(bits, splat(16)), splat(1))
         rounded = builder.add(bits, builder.add(odd, splat(0x7FFF)))
         quiet_nan = builder.or_(bits, splat(0x400000))  # the addition above could carry a nan's bits into inf
         rounded = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
-        return builder.trunc(builder.lshr(rounded, splat(16)), _stored(dtype))
+        return builder.trunc(builder.lshr(rounded, splat(16)), _stored(dtype, lanes))
     return value
 
 
@@ -204,12 +208,60 @@ def load_first(typingctx, source, offset, count, fill):
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
         count = context.cast(builder, arguments[2], signature.args[2], types.int64)
-        value = _widen(builder, _gathered(builder, address, ir.Constant(count.type, 1), count, dtype), dtype)
+        slot = cgutils.alloca_once_value(builder, ir.Constant(_stored(dtype), None))
+        for size in _powers_below_lanes():  # from the end of the elements: each part moves those before it up
+            with builder.if_then(_has_bit(builder, count, size)):
+                before = builder.and_(count, ir.Constant(count.type, -2 * size))
+                place = cgutils.gep_inbounds(builder, address, before)
+                part = builder.bitcast(place, _stored(dtype, size).as_pointer())
+                part = builder.load(part, align=dtype.bitwidth // 8)
+                lanes = [min(lane, size - 1) for lane in range(LANES)]
+                part = builder.shuffle_vector(part, part, _lane_list(lanes))
+                moved = [lane if lane < size else LANES + lane - size for lane in range(LANES)]
+                builder.store(builder.shuffle_vector(part, builder.load(slot), _lane_list(moved)), slot)
+        value = _widen(builder, builder.load(slot), dtype)
         lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
         mask = builder.icmp_signed("<", lanes, splat_scalar(builder, count))
         return builder.select(mask, value, convert(context, builder, arguments[3], signature.args[3], vector))
 
     return vector(source, offset, count, fill), generate
+
+
+@intrinsic
+def store_first(typingctx, target, offset, vector, count):
+    """Write the first `count` < LANES lanes of `vector` to the elements from `target[offset]` on."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        value = _narrow(builder, arguments[2], dtype)
+        count = context.cast(builder, arguments[3], signature.args[3], types.int64)
+        slot = cgutils.alloca_once_value(builder, value)
+        for size in reversed(_powers_below_lanes()):
+            with builder.if_then(_has_bit(builder, count, size)):
+                value = builder.load(slot)
+                done = builder.and_(count, ir.Constant(count.type, -2 * size))
+                part = builder.shuffle_vector(value, value, _lane_list(range(size)))
+                place = cgutils.gep_inbounds(builder, address, done)
+                builder.store(part, builder.bitcast(place, part.type.as_pointer()), align=dtype.bitwidth // 8)
+                rest = [min(lane + size, LANES - 1) for lane in range(LANES)]
+                builder.store(builder.shuffle_vector(value, value, _lane_list(rest)), slot)
+        return context.get_dummy_value()
+
+    return types.void(target, offset, vector, count), generate
+
+
+def _powers_below_lanes():
+    return [1 << bit for bit in range(LANES.bit_length() - 1)]
+
+
+def _has_bit(builder, count, bit):
+    return builder.icmp_signed("!=", builder.and_(count, ir.Constant(count.type, bit)), ir.Constant(count.type, 0))
+
+
+def _lane_list(lanes):
+    lanes = list(lanes)
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 @intrinsic
@@ -279,13 +331,18 @@ def stream(typingctx, target, offset, vector):
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
         value = _narrow(builder, arguments[2], dtype)
-        address = builder.bitcast(address, value.type.as_pointer())
-        instruction = builder.store(value, address, align=LANES * dtype.bitwidth // 8)
-        one = ir.Constant(ir.IntType(32), 1)
-        instruction.set_metadata("nontemporal", builder.module.add_metadata([one]))
+        _stream(builder, value, builder.bitcast(address, value.type.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(target, offset, vector), generate
+
+
+def _stream(builder, value, address):
+    bits = value.type.count * (
+        64 if value.type.element == ir.DoubleType() else getattr(value.type.element, "width", 32)
+    )
+    instruction = builder.store(value, address, align=min(bits // 8, CACHE_LINE))
+    instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 @intrinsic
@@ -336,15 +393,14 @@ def scatter(typingctx, target, offset, step, vector, count):
 
 @intrinsic
 def transpose(typingctx, source, source_step, target, target_step):
-    """Copy the `LANES` x `LANES` block at `source` to `target` transposed; the steps lead from row to row."""
+    """Copy the `SQUARE` x `SQUARE` block at `source` to `target` transposed; the steps lead from row to row."""
 
     def generate(context, builder, signature, arguments):
         source_step, target_step = (context.cast(builder, arguments[i], signature.args[i], types.int64) for i in (1, 3))
         rows = []
-        for row in range(LANES):
+        for row in range(SQUARE):
             offset = builder.mul(ir.Constant(source_step.type, row), source_step)
-            address = cgutils.gep_inbounds(builder, arguments[0], offset)
-            rows.append(_load_vector(builder, address, 0, source.dtype))
+            rows.append(_load_vector(builder, arguments[0], offset, source.dtype, SQUARE))
         for row, column in enumerate(_transposed(builder, rows)):
             offset = builder.mul(ir.Constant(target_step.type, row), target_step)
             _store_vector(builder, column, arguments[2], offset, target.dtype)
@@ -353,70 +409,58 @@ def transpose(typingctx, source, source_step, target, target_step):
     return types.void(source, source_step, target, target_step), generate
 
 
-@intrinsic(prefer_literal=True)
-def split_columns(typingctx, source, columns, target, target_step):
-    """Copy `LANES` rows of `columns` adjoining elements at `source` to columns at `target`, `target_step` apart.
-
-    `columns` is a literal of at most `LANES`: the rows are loaded whole and sorted by shuffles.
-    """
-    count = columns.literal_value
+@intrinsic
+def load_pairs(typingctx, source, offset):
+    """Return the vectors of the even and of the odd ones of the 2 * LANES elements from `source[offset]` on."""
+    dtype = source.dtype
+    pair = types.UniTuple(Vector(accumulator(dtype)), 2)
 
     def generate(context, builder, signature, arguments):
-        step = context.cast(builder, arguments[3], signature.args[3], types.int64)
-        loaded = [_load_vector(builder, arguments[0], number, source.dtype) for number in range(count)]
-        for column in range(count):
-            places = [divmod(lane * count + column, LANES) for lane in range(LANES)]
-            offset = builder.mul(ir.Constant(step.type, column), step)
-            _store_vector(builder, _picked(builder, loaded, places), arguments[2], offset, target.dtype)
-        return context.get_dummy_value()
+        offset = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        both = _load_vector(builder, arguments[0], offset, dtype, 2 * LANES)
+        index = ir.VectorType(ir.IntType(32), LANES)
+        parts = [
+            builder.shuffle_vector(both, both, ir.Constant(index, list(range(first, 2 * LANES, 2)))) for first in (0, 1)
+        ]
+        return context.make_tuple(builder, pair, parts)
 
-    return types.void(source, columns, target, target_step), generate
+    return pair(source, offset), generate
 
 
-@intrinsic(prefer_literal=True)
-def join_columns(typingctx, source, source_step, columns, target):
-    """Copy columns of `LANES` at `source`, `source_step` apart, to rows of `columns` adjoining elements at `target`.
+@intrinsic
+def store_pairs(typingctx, target, offset, first, second, streaming):
+    """Write the lanes of two vectors alternately to the 2 * LANES elements from `target[offset]` on.
 
-    It undoes `split_columns`.
+    If `streaming`, they must be aligned to a cache line, go past the caches, and a fence must follow.
     """
-    count = columns.literal_value
+    dtype = target.dtype
 
     def generate(context, builder, signature, arguments):
-        step = context.cast(builder, arguments[1], signature.args[1], types.int64)
-        loaded = []
-        for column in range(count):
-            offset = builder.mul(ir.Constant(step.type, column), step)
-            address = cgutils.gep_inbounds(builder, arguments[0], offset)
-            loaded.append(_load_vector(builder, address, 0, source.dtype))
-        for number in range(count):
-            places = [divmod(number * LANES + lane, count)[::-1] for lane in range(LANES)]
-            offset = ir.Constant(step.type, number * LANES)
-            _store_vector(builder, _picked(builder, loaded, places), arguments[3], offset, target.dtype)
+        index = ir.VectorType(ir.IntType(32), 2 * LANES)
+        places = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
+        value = _narrow(builder, builder.shuffle_vector(arguments[2], arguments[3], ir.Constant(index, places)), dtype)
+        address = _element_address(context, builder, signature, arguments)
+        address = builder.bitcast(address, value.type.as_pointer())
+        with builder.if_else(arguments[4]) as (past, through):
+            with past:
+                _stream(builder, value, address)
+            with through:
+                builder.store(value, address, align=dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(source, source_step, columns, target), generate
+    return types.void(target, offset, first, second, streaming), generate
 
 
-def _load_vector(builder, base, number, dtype):
-    """Return the `number`-th vector behind `base`."""
-    address = cgutils.gep_inbounds(builder, base, number * LANES)
-    address = builder.bitcast(address, _stored(dtype).as_pointer())
+def _load_vector(builder, base, offset, dtype, lanes=LANES):
+    """Return the vector of the `lanes` elements from base[offset] on."""
+    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), _stored(dtype, lanes).as_pointer())
     return _widen(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
 
 
 def _store_vector(builder, vector, base, offset, dtype):
-    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), _stored(dtype).as_pointer())
-    builder.store(_narrow(builder, vector, dtype), address, align=dtype.bitwidth // 8)
-
-
-def _picked(builder, vectors, places):
-    """Return the vector whose lane i is the lane places[i][1] of vectors[places[i][0]]."""
-    index = ir.VectorType(ir.IntType(32), LANES)
-    result = ir.Constant(vectors[0].type, ir.Undefined)
-    for number, vector in enumerate(vectors):
-        chosen = [LANES + lane if at == number else own for own, (at, lane) in enumerate(places)]
-        result = builder.shuffle_vector(result, vector, ir.Constant(index, chosen))
-    return result
+    value = _narrow(builder, vector, dtype)
+    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), value.type.as_pointer())
+    builder.store(value, address, align=dtype.bitwidth // 8)
 
 
 @intrinsic
@@ -487,15 +531,16 @@ def _gathered(builder, address, step, count, dtype):
 
 
 def _transposed(builder, rows):
-    """Return the columns of the square of vectors `rows`, by log2(LANES) rounds that swap off-diagonal blocks."""
+    """Return the columns of the square of vectors `rows`, by rounds that swap off-diagonal blocks of half the size."""
     rows = list(rows)
-    index = ir.VectorType(ir.IntType(32), LANES)
-    block = LANES // 2
+    lanes = len(rows)
+    index = ir.VectorType(ir.IntType(32), lanes)
+    block = lanes // 2
     while block:
-        for row in range(LANES):
+        for row in range(lanes):
             if not row & block:
-                kept = [lane if not lane & block else LANES + lane - block for lane in range(LANES)]
-                swapped = [lane + block if not lane & block else LANES + lane for lane in range(LANES)]
+                kept = [lane if not lane & block else lanes + lane - block for lane in range(lanes)]
+                swapped = [lane + block if not lane & block else lanes + lane for lane in range(lanes)]
                 above, below = rows[row], rows[row + block]
                 rows[row] = builder.shuffle_vector(above, below, ir.Constant(index, kept))
                 rows[row + block] = builder.shuffle_vector(above, below, ir.Constant(index, swapped))

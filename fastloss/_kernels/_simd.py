@@ -1,4 +1,4 @@
-"""The vector value type: eight lanes of one dtype that add, multiply and compare like a number.
+"""The vector value type: `LANES` lanes of one dtype that add, multiply and compare like a number.
 
 A `Vector` is a Numba type whose value is one LLVM vector, so LLVM maps it to whatever registers the CPU has: two of
 SSE, one of AVX2, half of AVX-512, two of NEON. Every operation here is generic LLVM, none belongs to one architecture.
@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
-LANES = 8
+LANES = 16
 """Lanes of every vector: a register of AVX2 in float32, two in float64."""
 
 
@@ -151,7 +151,7 @@ def _comparison(symbol):
 _binary(operator.add, _arithmetic("fadd", "add"))
 _binary(operator.sub, _arithmetic("fsub", "sub"))
 _binary(operator.mul, _arithmetic("fmul", "mul"))
-_binary(operator.truediv, _arithmetic("fdiv", "sdiv"))
+_binary(operator.truediv, _arithmetic("fdiv", None))
 _binary(operator.and_, _arithmetic(None, "and_"))
 _binary(operator.or_, _arithmetic(None, "or_"))
 for _symbol, _operation in (
@@ -324,16 +324,6 @@ subtract_bits = _on_bits(lambda builder, bits, other: builder.sub(bits, other))
 and_bits = _on_bits(lambda builder, bits, other: builder.and_(bits, other))
 shift_left = _on_bits(lambda builder, bits, count: builder.shl(bits, count))
 shift_right = _on_bits(lambda builder, bits, count: builder.lshr(bits, count))
-
-
-@intrinsic
-def to_float(typingctx, like, integers):
-    """Return `integers` converted to the type of `like`, a float of the same shape."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.sitofp(arguments[1], llvm_type(like))
-
-    return like(like, integers), generate
 
 
 # Across lanes.

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel
-from fastloss._kernels._simd import constant, select
+from fastloss._kernels._simd import constant, multiply_add, select
 from fastloss._kernels.elementary import decay, log, log1p, log1p_of_fraction
 from fastloss._kernels.pointwise import pointwise_block
 
@@ -37,17 +37,17 @@ def _of_logits(x, target, pos_weight):
     zero, one = constant(x, 0), constant(x, 1)
     positive = x > zero
     e = decay(x)
+    rest, label = one - target, -target
     log_one_plus = log1p_of_fraction(e)
-    larger = one / (one + e)
-    smaller = e * larger
-    rest_share, label_share = one - target, target
+    softplus_at_inf = -x
     if pos_weight is not None:
-        label_share = pos_weight * target
-    share = rest_share + label_share
-    loss = select(positive, rest_share * x, -label_share * x) + share * log_one_plus
-    loss = select(x == constant(x, -np.inf), rest_share * x - share * x, loss)
-    probability, rest = select(positive, larger, smaller), select(positive, smaller, larger)
-    return loss, rest_share * probability - label_share * rest
+        label = pos_weight * label
+        log_one_plus = log_one_plus * (rest - label)
+        softplus_at_inf = softplus_at_inf * (rest - label)
+    slope = select(positive, rest, label)
+    loss = multiply_add(slope, x, log_one_plus)
+    loss = select(x == constant(x, -np.inf), multiply_add(rest, x, softplus_at_inf), loss)
+    return loss, multiply_add(select(positive, label, rest), e, slope) / (one + e)
 
 
 @inlined

@@ -2,7 +2,7 @@
 
 It serves what the kernels of `cross_entropy` do not: few classes, which would not fill a vector, and classes that do
 not lie side by side in memory. A tile of some rows is turned class-major in the first-level cache, widened on the way,
-so that each class of eight rows is one vector whatever the layout was. The formulas are those of `cross_entropy`.
+so that each class of `LANES` rows is one vector whatever the layout was. The formulas are those of `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from numba import prange, types
 
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
 from fastloss._kernels._memory import (
+    SQUARE,
     advance,
     class_indices,
     empty_accumulators,
     gather,
-    join_columns,
     keep,
     load,
     load_first,
+    load_pairs,
     lookup,
     pointer,
     scatter,
-    split_columns,
     store,
+    store_first,
+    store_pairs,
     transpose,
     zeros_like,
 )
@@ -58,15 +60,18 @@ def _stage(array, o, start, count, tile, tile_rows):
                 rest = load_first(source, c * class_step + whole, count - whole, 0.0)
                 store(tile, c * tile_rows + whole, rest)
         return
-    if class_step == 1 and classes >= LANES:
+    if class_step == 1 and classes >= SQUARE:
         while row + LANES <= count:
-            for c in range(0, classes, LANES):
-                c = min(c, classes - LANES)  # the last block overlaps the one before
-                transpose(advance(source, row * row_step + c), row_step, advance(tile, c * tile_rows + row), tile_rows)
+            for r in range(row, row + LANES, SQUARE):
+                for c in range(0, classes, SQUARE):
+                    c = min(c, classes - SQUARE)  # the last block overlaps the one before
+                    transpose(advance(source, r * row_step + c), row_step, advance(tile, c * tile_rows + r), tile_rows)
             row += LANES
     if class_step == 1 and classes == row_step == 2:
         while row + LANES <= count:
-            split_columns(advance(source, row * 2), 2, advance(tile, row), tile_rows)
+            first, second = load_pairs(source, row * 2)
+            store(tile, row, first)
+            store(tile, tile_rows + row, second)
             row += LANES
     while row < count:
         for c in range(classes):
@@ -88,17 +93,18 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
             for r in range(0, whole, LANES):
                 store(out, c * class_step + r, load(tile, c * tile_rows + r))
             if whole < count:
-                scatter(out, c * class_step + whole, 1, load(tile, c * tile_rows + whole), count - whole)
+                store_first(out, c * class_step + whole, load(tile, c * tile_rows + whole), count - whole)
         return
-    if class_step == 1 and classes >= LANES:
+    if class_step == 1 and classes >= SQUARE:
         while row + LANES <= count:
-            for c in range(0, classes, LANES):
-                c = min(c, classes - LANES)
-                transpose(advance(tile, c * tile_rows + row), tile_rows, advance(out, row * row_step + c), row_step)
+            for r in range(row, row + LANES, SQUARE):
+                for c in range(0, classes, SQUARE):
+                    c = min(c, classes - SQUARE)
+                    transpose(advance(tile, c * tile_rows + r), tile_rows, advance(out, r * row_step + c), row_step)
             row += LANES
     if class_step == 1 and classes == row_step == 2:
         while row + LANES <= count:
-            join_columns(advance(tile, row), tile_rows, 2, advance(out, row * 2))
+            store_pairs(out, row * 2, load(tile, row), load(tile, tile_rows + row), False)
             row += LANES
     while row < count:
         for c in range(classes):
@@ -269,10 +275,10 @@ def cross_entropy_tiles(
     x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, tile_rows,
     tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
-    """Rows of any layout, eight at a time: fills the `out_*` that are not None.
+    """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
-    multiple of eight, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
+    multiple of `LANES`, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
     needs a tile of memory beside its outputs, two with `spread`.
     """
     tiles = x.shape[0] * ((x.shape[2] + tile_rows - 1) // tile_rows)

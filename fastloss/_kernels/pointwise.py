@@ -18,6 +18,9 @@ from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 PIECE = 4096
 """Elements along the innermost axis that make a unit of work: their loads and stores stay in the first-level cache."""
 
+ADDENDS = 16
+"""Losses that a lane adds in its own precision before it adds their sum in float64."""
+
 
 @inlined_by_type
 def _lanes(array, a, b, i, count):
@@ -35,8 +38,8 @@ def _lanes(array, a, b, i, count):
 
 
 @inlined
-def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, total, out_value, out_gradient, streaming):
-    """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return `total` plus the losses."""
+def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, out_value, out_gradient, streaming):
+    """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return the losses."""
     loss, gradient = formula(
         _lanes(x, a, b, i, count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count)
     )
@@ -49,7 +52,7 @@ def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, total, 
         write_lanes(pointer(out_gradient, (a, b, i)), 0, gradient * scale, count, streaming)
     if count < LANES:
         loss = select(lane_numbers() < count, loss, 0.0)
-    return total + widen(loss)
+    return loss
 
 
 @inlined
@@ -74,16 +77,20 @@ def pointwise_block(
             begin, end = lines_of(pointer(out_value, (a, b, 0)), start, stop, streaming)
         for low, high, past in ((start, begin, False), (begin, end, streaming), (end, stop, False)):
             i = low
-            while i + LANES <= high:
-                total = _step(
-                    formula, x, target, weight, pos_weight, scale, a, b, i, LANES, total, out_value, out_gradient, past
-                )
-                i += LANES
-            if i < high:
-                total = _step(
-                    formula, x, target, weight, pos_weight, scale, a, b, i, high - i, total, out_value, out_gradient,
-                    past,
-                )  # fmt: skip
+            while i < high:
+                some = zeros_like(pointer(x, (0, 0, 0)))
+                end = min(i + ADDENDS * LANES, high)
+                while i + LANES <= end:
+                    some = some + _step(
+                        formula, x, target, weight, pos_weight, scale, a, b, i, LANES, out_value, out_gradient, past
+                    )
+                    i += LANES
+                if i < end:
+                    some = some + _step(
+                        formula, x, target, weight, pos_weight, scale, a, b, i, end - i, out_value, out_gradient, past
+                    )
+                    i = end
+                total = total + widen(some)
     if streaming:
         fence()
     return sum_lanes(total)

@@ -21,8 +21,8 @@ from fastloss._kernels._memory import (
     load,
     load_first,
     prefetch,
-    scatter,
     store,
+    store_first,
     stream,
     zeros_like,
 )
@@ -43,7 +43,7 @@ def load_lanes(source, i, count, fill):
 def write_lanes(out, i, vector, count, streaming):
     """Write the first `count` <= LANES lanes of `vector` to out[i:]; whole vectors past the caches if `streaming`."""
     if count < LANES:
-        scatter(out, i, 1, vector, count)
+        store_first(out, i, vector, count)
     elif streaming:
         stream(out, i, vector)
     else:

@@ -1,0 +1,152 @@
+"""Cross-entropy of two classes with class indices, with lanes that run over the rows.
+
+It is a function of one number, z, the other class's logit minus the label's: the loss is log(1 + e**z), its derivative
+the sigmoid of z, with opposite signs at the two classes. One exponential serves a row, and nothing but the logits, the
+labels and the gradient goes through memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from fastloss._kernels._jit import inlined, kernel, shared
+from fastloss._kernels._memory import (
+    class_indices,
+    elements_of_line,
+    elements_to_line,
+    fence,
+    gather,
+    load,
+    load_pairs,
+    lookup,
+    pointer,
+    scatter,
+    store,
+    store_pairs,
+    zeros_like,
+)
+from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
+from fastloss._kernels.elementary import decay, log1p_of_fraction
+from fastloss._kernels.pointwise import ADDENDS
+
+
+@inlined
+def _load(source, class_step, row_step, r, count):
+    """Return the vectors of the logits of either class, of the `count` <= LANES rows from r on."""
+    if count == LANES and class_step == 1 and row_step == 2:
+        return load_pairs(source, 2 * r)
+    if count == LANES and row_step == 1:
+        return load(source, r), load(source, r + class_step)
+    return gather(source, r * row_step, row_step, count), gather(source, r * row_step + class_step, row_step, count)
+
+
+@inlined
+def _write(out, class_step, row_step, r, first, second, count, streaming):
+    """Write the gradients at either class of the `count` <= LANES rows from r on."""
+    if count == LANES and class_step == 1 and row_step == 2:
+        store_pairs(out, 2 * r, first, second, streaming)
+    elif count == LANES and row_step == 1:
+        store(out, r, first)
+        store(out, r + class_step, second)
+    else:
+        scatter(out, r * row_step, row_step, first, count)
+        scatter(out, r * row_step + class_step, row_step, second, count)
+
+
+@inlined
+def _steps(array):
+    """Return how many elements lead from class to class and from row to row; (0, 0) where there is no array."""
+    return (0, 0) if array is None else (array.strides[1] // array.itemsize, array.strides[2] // array.itemsize)
+
+
+@inlined
+def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradient, out_loss, streaming):
+    """Do the `count` <= LANES rows from r on of x[o]; return their losses."""
+    class_step, row_step = _steps(x)
+    first, second = _load(pointer(x, (o, 0, 0)), class_step, row_step, r, count)
+    target_step = target.strides[1] // target.itemsize
+    label = class_indices(pointer(target, (o, 0)), r * target_step, target_step, count, 2, ignore_index)
+    zero, one = constant(first, 0), constant(first, 1)
+    highest = select(second > first, second, first)
+    # The last term is nan where the larger logit is infinite, as softmax is there.
+    z = select(label == 0, second - first, first - second) + (highest - highest)
+    positive = z > 0.0
+    e = decay(z)
+    loss = select(positive | (z != z), z, zero) + log1p_of_fraction(e)
+    other = select(positive, one, e) / (one + e)
+    if class_weight is not None:
+        weight = lookup(pointer(class_weight, (0,)), label)
+        loss, other = loss * weight, other * weight
+    loss = select(label >= 0, loss, zero)
+    if out_gradient is not None:
+        gradient = select(label >= 0, other * scale, zero)
+        gradient = select(label == 0, -gradient, gradient)
+        class_step, row_step = _steps(out_gradient)
+        _write(pointer(out_gradient, (o, 0, 0)), class_step, row_step, r, gradient, -gradient, count, streaming)
+    if out_loss is not None:
+        scatter(pointer(out_loss, (o, 0)), r, 1, loss, count)
+    return loss
+
+
+@inlined
+def _streamed_rows(out_gradient, o, start, stop, streaming):
+    """Return the part of the rows [start, stop) whose gradient to stream: whole cache lines, if `streaming`."""
+    if out_gradient is None or not streaming or _steps(out_gradient) != (1, 2):
+        return stop, stop
+    out = pointer(out_gradient, (o, 0, start))
+    to_line = elements_to_line(out)
+    if to_line % 2:
+        return stop, stop
+    first = min(start + to_line // 2, stop)
+    return first, stop - (stop - first) % (elements_of_line(out) // 2)
+
+
+@shared
+def _rows(first, last, x, target, class_weight, ignore_index, scale, streaming, out_gradient, out_loss):
+    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
+    inner = x.shape[2]
+    total = widen(zeros_like(pointer(x, (0, 0, 0))))
+    at = first
+    while at < last:
+        o = at // inner
+        start = at - o * inner
+        stop = min(start + last - at, inner)
+        at += stop - start
+        begin, end = _streamed_rows(out_gradient, o, start, stop, streaming)
+        for low, high, past in ((start, begin, False), (begin, end, True), (end, stop, False)):
+            r = low
+            while r < high:
+                some = zeros_like(pointer(x, (0, 0, 0)))
+                until = min(r + ADDENDS * LANES, high)
+                while r + LANES <= until:
+                    some = some + _step(
+                        x, target, class_weight, ignore_index, scale, o, r, LANES, out_gradient, out_loss, past
+                    )
+                    r += LANES
+                if r < until:
+                    some = some + _step(
+                        x, target, class_weight, ignore_index, scale, o, r, until - r, out_gradient, out_loss, past
+                    )
+                    r = until
+                total = total + widen(some)
+    if streaming:
+        fence()
+    return sum_lanes(total)
+
+
+@kernel
+def cross_entropy_pairs(
+    x, target, class_weight, ignore_index, scale, streaming, rows_per_block, out_gradient, out_loss, out_loss_sum
+):
+    """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
+
+    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. No memory beside the outputs.
+    """
+    rows = x.shape[0] * x.shape[2]
+    for block in prange(out_loss_sum.size):
+        first = np.int64(block) * rows_per_block
+        out_loss_sum[block] = _rows(
+            first, min(first + rows_per_block, rows), x, target, class_weight, ignore_index, scale, streaming,
+            out_gradient, out_loss,
+        )  # fmt: skip
