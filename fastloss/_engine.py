@@ -5,7 +5,7 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 
 | classes              | of a row                  | kernel                 |
 | -------------------- | ------------------------- | ---------------------- |
-| side by side         | 48 and more               | `cross_entropy_rows`   |
+| side by side         | 128 and more              | `cross_entropy_rows`   |
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices     | `cross_entropy_pairs`  |
@@ -24,7 +24,7 @@ import numpy as np
 
 from fastloss import _checks, _layout, _reduction
 
-ROWS_FROM = 48
+ROWS_FROM = 128
 """From so many classes on, lanes over the classes of a row are faster than lanes over rows."""
 
 CHUNKS_FROM = 1 << 18

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastloss._checks import is_bfloat16
-
 
 class _Writable:
     """Lends the memory of a read-only array to NumPy as if it could be written to."""
@@ -36,7 +34,7 @@ def writable(array: np.ndarray) -> np.ndarray:
 def stored(array: np.ndarray) -> np.ndarray:
     """Return an array of floats as the kernels take it: half types as the integers that stand for them there."""
     if array.dtype.itemsize == 2:
-        array = array.view(np.uint16 if is_bfloat16(array.dtype) else np.int16)
+        array = array.view(np.int16 if array.dtype == np.float16 else np.uint16)
     return writable(array)
 
 

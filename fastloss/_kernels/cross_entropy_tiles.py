@@ -23,6 +23,7 @@ from fastloss._kernels._memory import (
     load_pairs,
     lookup,
     pointer,
+    prefetch,
     scatter,
     store,
     store_first,
@@ -34,7 +35,7 @@ from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_l
 from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
 from fastloss._kernels.targets import weight_of
 
-ADDENDS = 128
+ADDENDS = 16
 """Terms that are added before their sum is added to the sum of such sums: rounding errors grow with both, not all."""
 
 
@@ -147,11 +148,13 @@ def _tile_like(array, spread, size):
 
 @inlined
 def _rows_of_tile(
-    tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, soft_mass, scale, out_gradient, out_log
-):
+    tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, soft_mass, scale, out_gradient, out_log,
+    upcoming, line_of_row, line_of_class,
+):  # fmt: skip
     """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return their losses.
 
-    `label` is -1 in rows to ignore: their losses and gradients are 0.
+    `label` is -1 in rows to ignore: their losses and gradients are 0. Meanwhile the logits behind the pointer
+    `upcoming`, the next tile's, come into the cache: `line_of_row` and `line_of_class` lead from line to line.
     """
     highest = constant(zeros_like(tile), -np.inf)
     for c in range(classes):
@@ -164,6 +167,7 @@ def _rows_of_tile(
         part_mass, part_dot = part, part
         for c in range(first, min(first + ADDENDS, classes)):
             i = c * tile_rows + r
+            prefetch(upcoming, r * line_of_row + c * line_of_class)
             d = load(tile, i) - highest
             e = exp_scaled(d)
             if has_target is None:
@@ -237,6 +241,10 @@ def _tiles(
         start = (number - o * tiles_of_inner) * tile_rows
         count = min(tile_rows, inner - start)
         _stage(x, o, start, count, tile, tile_rows)
+        following = min(number + 1, last - 1)
+        upcoming = pointer(x, (following // tiles_of_inner, 0, following % tiles_of_inner * tile_rows))
+        class_step, row_step = _steps(x)
+        line_of_row, line_of_class = (1, class_step) if row_step == 1 else (row_step, LANES)
         if spread is not None:
             _stage_soft_target(
                 probabilities, class_weight, keep_share, spread, o, start, count, classes, soft_tile, tile_rows
@@ -254,7 +262,7 @@ def _tiles(
                 hard = zeros_like(tile)
             loss = _rows_of_tile(
                 tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, soft_mass, scale, out_gradient,
-                out_log_softmax,
+                out_log_softmax, upcoming, line_of_row, line_of_class,
             )  # fmt: skip
             store(losses, r, loss)
             loss_sum = loss_sum + widen(select(lane_numbers() < count - r, loss, 0.0))

@@ -116,7 +116,9 @@ def class_loss(
 
 def _preserves(name: str, reduction: str) -> bool:
     """Return whether torch gives the gradient of the element loss `name` the memory format of the input."""
-    return name.startswith("binary") or reduction == "none"
+    return name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div_of_logs") or (
+        name == "kl_div" and reduction == "none"
+    )
 
 
 def element_loss(

@@ -74,6 +74,8 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     if type(input) not in _PLAIN or input.numel() < _minimum(name) or input.dtype not in _DTYPES:
         return False
     tensors = [input, *(other for other in others if other is not None)]
+    if others and others[0] is None:
+        return False
     for tensor in tensors:
         if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided):
             return False
@@ -128,6 +130,8 @@ def _class_loss(
     if not (
         _served(name, input, target, weight)
         and reduction in _REDUCTIONS
+        and isinstance(ignore_index, int)
+        and isinstance(label_smoothing, int | float)
         and 0.0 <= label_smoothing <= 1.0
         and _is_class_target(name, target, input, ignore_index)
         and (weight is None or weight.shape == input.shape[min(input.dim() - 1, 1) :][:1])
