@@ -14,6 +14,9 @@ from .suite import cases, providers
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
+QUICK_MEMORY = ("fastloss", "fastloss.nn", "numpy", "torch")
+"""Those whose peak memory is measured with --quick, as it takes two processes each."""
+
 
 def options() -> argparse.Namespace:
     """Return what the command line asks for."""
@@ -62,7 +65,7 @@ def measure(asked: argparse.Namespace, console: Console) -> run.Results:
         console.print("FASTLOSS_BENCHMARKS=tiny: the shapes are not those of the titles, and the times mean nothing")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        total = len(pairs) * run.steps(names, rounds, not asked.no_memory)
+        total = len(pairs) * run.steps(names, rounds)
         task = progress.add_task("", total=total)
         for done, (case, mode) in enumerate(pairs):
             progress.update(task, completed=done * total // len(pairs))
@@ -70,7 +73,8 @@ def measure(asked: argparse.Namespace, console: Console) -> run.Results:
             def tick(what: str, title: str = case.title) -> None:
                 progress.update(task, description=f"{title}, {what}", advance=1)
 
-            results.tables.append(run.measured(case, mode, names, rounds, not asked.no_memory, tick))
+            of = [] if asked.no_memory else [name for name in names if not asked.quick or name in QUICK_MEMORY]
+            results.tables.append(run.measured(case, mode, names, rounds, of, tick))
             report.show(results.tables[-1], progress.console)
     return results
 
@@ -78,7 +82,7 @@ def measure(asked: argparse.Namespace, console: Console) -> run.Results:
 def main() -> None:
     """Run the command."""
     asked = options()
-    console = Console()
+    console = Console(width=max(Console().width, 96))
     if asked.list:
         for case in cases.CASES:
             console.print(f"{case.title}: {', '.join(case.modes())}", highlight=False)

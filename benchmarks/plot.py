@@ -61,12 +61,10 @@ def _bars(axes: Any, tables: list[Table]) -> None:
                 continue
             place = group - 0.42 + (number + 0.5) * thickness
             label = peer if not any(peer == text for text in axes.get_legend_handles_labels()[1]) else None
-            axes.barh(
-                place, ratio - 1, thickness, left=1, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=label
-            )  # fmt: skip
-            axes.annotate(
-                f" {ratio:.1f}" if ratio < 10 else f" {ratio:.0f}", (max(ratio, 1), place), va="center", fontsize=9
-            )
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5, "label": label}
+            axes.barh(place, ratio - 1, thickness, left=1, **look)
+            text = f" {ratio:.1f}" if ratio < 10 else f" {ratio:.0f}"
+            axes.annotate(text, (max(ratio, 1), place), va="center", fontsize=9)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))

@@ -41,8 +41,8 @@ def _number(value: float | None, unit: str = "") -> str:
     """Return three significant digits, or a dash."""
     if value is None:
         return "-"
-    if value >= 1e6:
-        return f"{value:.1e}{unit}"
+    if value >= 1e5:
+        return f"{value:.0e}{unit}"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
     return f"{value:,.{digits}f}{unit}"
 
@@ -54,7 +54,7 @@ def show(table: Table, console: Console) -> None:
     grid.add_column("provider", no_wrap=True)
     for heading in (
         "best\nms",
-        "median\nms",
+        "med.\nms",
         "by fast-\nloss's",
         "by the\ncopy's",
         "extra\nMB",

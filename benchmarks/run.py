@@ -104,11 +104,16 @@ def versions() -> dict[str, str]:
 
 
 def measured(
-    case: Case, mode: str, names: list[str], rounds: int, memory: bool, tick: Callable[[str], None] = lambda _: None
+    case: Case,
+    mode: str,
+    names: list[str],
+    rounds: int,
+    memory: list[str],
+    tick: Callable[[str], None] = lambda _: None,
 ) -> Table:
     """Return the table of a case and mode; a provider whose result is wrong raises an AssertionError.
 
-    `tick` is called with what is done next, `steps` times.
+    The peak memory is that of the providers in `memory`. `tick` is told what is done next, `steps` times at most.
     """
     actual = cases.sized(case)
     table = Table(case.title, case.loss, case.dtype, mode, actual.bytes_moved(mode))
@@ -139,15 +144,15 @@ def measured(
             table.rows.append(Row(COPY, scale * best, scale * median))
             continue
         table.rows.append(Row(name, best, median, None, *errors[name]))
-        if memory:
+        if name in memory:
             tick(f"{name}: memory")
             table.rows[-1].extra_bytes = measure.peak_extra_bytes(name, actual, mode)
     return table
 
 
-def steps(names: list[str], rounds: int, memory: bool) -> int:
+def steps(names: list[str], rounds: int) -> int:
     """Return how often `measured` ticks at most."""
-    return len(names) * (1 + memory) + rounds
+    return 2 * len(names) + rounds
 
 
 def default_mode(case: Case) -> str:
