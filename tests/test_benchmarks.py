@@ -43,6 +43,7 @@ def _kernels_serve_small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_every_provider_agrees_with_the_oracle(case: Case) -> None:
     tiny = case.tiny()
@@ -116,6 +117,7 @@ def _classes() -> Iterator[Any]:
                 yield pytest.param(member, id=f"{module.__name__.rpartition('.')[2]}.{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark_class", list(_classes()))
 def test_each_asv_class_runs_once(benchmark_class: Any) -> None:
     """As asv does it: setup, every method, teardown. Slow providers are left to other tests."""
@@ -173,7 +175,7 @@ def test_the_readme_has_the_markers() -> None:
 
 
 def _asv(*arguments: str, folder: pathlib.Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASV_PYTHONPATH": str(ROOT), "HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, "-m", "asv", *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
