@@ -53,16 +53,10 @@ def threads() -> int:
     return int(numba.get_num_threads())
 
 
-# NumPy ----------------------------------------------------------------------------------------------------------------
-
-
 def _numpy(case: Case, mode: str) -> Run:
     if case.loss == "log_softmax" and mode != "forward":
         raise Skipped("NumPy has no autograd")
     return numpy_losses.prepare(case, mode != "forward", *inputs_of(case))
-
-
-# fastloss -------------------------------------------------------------------------------------------------------------
 
 
 def _fastloss(case: Case, mode: str, reuse: bool) -> Run:
@@ -80,9 +74,6 @@ def _fastloss(case: Case, mode: str, reuse: bool) -> Run:
         return lambda: (function(input, target, **reduction), None)
     options = {"out": np.empty_like(input)} if reuse else {}
     return lambda: function(input, target, return_grad=True, **reduction, **options)
-
-
-# torch, and what takes tensors ----------------------------------------------------------------------------------------
 
 
 def tensor_of(array: np.ndarray) -> Any:
@@ -156,9 +147,6 @@ def _fastloss_nn(case: Case, mode: str) -> Run:
     return _run_tensors(case, mode, _loss_of_tensors(case, fastloss.nn.functional))
 
 
-# JAX ------------------------------------------------------------------------------------------------------------------
-
-
 def _jax_loss(case: Case) -> Callable[[Any, Any], Any]:
     """Return the loss as Optax writes it, half precision in float32 inside, where XLA fuses the conversion."""
     import jax
@@ -200,9 +188,6 @@ def _jax(case: Case, mode: str) -> Run:
         return lambda: (forward(input, target).block_until_ready(), None)
     both = jax.jit(jax.value_and_grad(loss))
     return lambda: jax.block_until_ready(both(input, target))
-
-
-# scikit-learn ---------------------------------------------------------------------------------------------------------
 
 
 def _sklearn(case: Case, mode: str) -> Run:
