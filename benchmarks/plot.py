@@ -72,7 +72,7 @@ def _bars(axes: Any, tables: list[Table]) -> None:
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.set_yticks(range(len(tables)), [table.title for table in tables])
     axes.set_ylim(len(tables) - 0.5, -0.5)
-    axes.set_xlabel("times as long as fastloss, results going to the same kind of memory (right of the line: slower)")
+    axes.set_xlabel("times as long as fastloss, to the same kind of memory")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
