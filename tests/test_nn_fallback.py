@@ -156,10 +156,19 @@ def test_small_inputs_go_to_torch(kernels: list[str], monkeypatch: pytest.Monkey
     input, target = problem()
     F.cross_entropy(input, target)
     assert kernels == []
-    for name, elements in F.CROSSOVERS.items():
-        assert elements > input.numel(), name
-    rows = -(-F.CROSSOVERS["cross_entropy"] // 5)
-    F.cross_entropy(torch.zeros(rows, 5), torch.zeros(rows, dtype=torch.int64))
+    assert set(F.CROSSOVERS) == set(F.__all__)
+    with_gradient, without = (-(-elements // 5) for elements in F.CROSSOVERS["cross_entropy"])
+    labels = torch.zeros(max(with_gradient, without), dtype=torch.int64)
+    for rows, served in ((with_gradient - 1, 0), (with_gradient, 1)):
+        F.cross_entropy(torch.zeros(rows, 5, requires_grad=True), labels[:rows])
+        assert len(kernels) == served
+    for rows, served in ((without - 1, 1), (without, 2)):
+        F.cross_entropy(torch.zeros(rows, 5), labels[:rows])
+        assert len(kernels) == served
+    kernels.clear()
+    F.nll_loss(torch.zeros(8, 1 << 18), labels[:8])
+    assert kernels == []
+    F.nll_loss(torch.zeros(F.CROSSOVERS["nll_loss"][1], 2), labels[:1].expand(F.CROSSOVERS["nll_loss"][1]))
     assert kernels == ["class_loss"]
     monkeypatch.setenv("FASTLOSS_MIN_SIZE", "31")
     F.cross_entropy(input, target)

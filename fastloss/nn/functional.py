@@ -35,25 +35,33 @@ _PLAIN = frozenset((Tensor, Parameter))
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
+_MIN_SIZE = os.environ.encodekey("FASTLOSS_MIN_SIZE")
+
 _REDUCTIONS = frozenset(("mean", "sum", "none"))
 
 CROSSOVERS = {
-    "binary_cross_entropy": 1 << 14,
-    "binary_cross_entropy_with_logits": 1 << 14,
-    "cross_entropy": 1 << 14,
-    "kl_div": 1 << 14,
-    "log_softmax": 1 << 16,
-    "logsigmoid": 1 << 16,
-    "mse_loss": 1 << 16,
-    "nll_loss": 1 << 16,
-    "sigmoid": 1 << 16,
-    "softmax": 1 << 16,
+    "binary_cross_entropy": (1 << 15, 1 << 13),
+    "binary_cross_entropy_with_logits": (1 << 18, 1 << 17),
+    "cross_entropy": (1 << 19, 1 << 20),
+    "kl_div": (1 << 17, 1 << 15),
+    "log_softmax": (1 << 23, 1 << 22),
+    "logsigmoid": (1 << 23, 1 << 19),
+    "mse_loss": (1 << 21, 1 << 21),
+    "nll_loss": (1 << 23, 1 << 20),
+    "sigmoid": (1 << 23, 1 << 23),
+    "softmax": (1 << 23, 1 << 22),
 }
-"""Elements of the input from which on the kernels are faster than torch's own function."""
+"""Elements from which on the kernels are faster than torch's own function at any shape: (with a gradient, without).
+
+They are those of the input, but the targets' of `nll_loss` without a gradient, which reads no others. Measured by
+`python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX-512, rounded up to a power of two.
+"""
 
 
 def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
-    """Return whether the kernels serve a call of `name`; this is where that is decided, but for shapes and options.
+    """Return whether the kernels can serve a call of `name` by its tensors, whose shapes and dtypes are checked later.
+
+    Who answers a call, decided here and in `_is_small`:
 
     | what a call has                                                             | who answers                |
     | --------------------------------------------------------------------------- | -------------------------- |
@@ -71,11 +79,9 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     | a second derivative                                                         | torch's formula            |
     | all others                                                                  | the kernels                |
     """
-    if type(input) not in _PLAIN or input.numel() < _minimum(name) or input.dtype not in _DTYPES:
+    if input.dtype not in _DTYPES or (others and others[0] is None):
         return False
     tensors = [input, *(other for other in others if other is not None)]
-    if others and others[0] is None:
-        return False
     for tensor in tensors:
         if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided):
             return False
@@ -93,15 +99,21 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _minimum(name: str) -> int:
-    """Return the number of elements from which on the kernels serve `name`."""
-    setting = os.environ.get("FASTLOSS_MIN_SIZE")
+def _is_small(name: str, input: Tensor, target: Tensor | None = None) -> bool:
+    """Return whether `input` has too few elements for the kernels, or is no plain tensor at all."""
+    if type(input) not in _PLAIN:
+        return True
+    # os.environ.get decodes and raises inside: it would take half of what all this adds to a small call.
+    setting = os.environ._data.get(_MIN_SIZE)  # type: ignore[attr-defined]  # private, the same since Python 2
     if setting is None:
-        return CROSSOVERS[name]
+        if input.requires_grad and torch.is_grad_enabled():
+            return input.numel() < CROSSOVERS[name][0]
+        read = target if name == "nll_loss" and isinstance(target, Tensor) else input
+        return read.numel() < CROSSOVERS[name][1]
     try:
-        return int(setting)
+        return input.numel() < int(setting)
     except ValueError:
-        raise ValueError(f"FASTLOSS_MIN_SIZE is {setting!r}; it must be a number of elements") from None
+        raise ValueError(f"FASTLOSS_MIN_SIZE is {os.fsdecode(setting)!r}; it must be a number of elements") from None
 
 
 def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -212,6 +224,8 @@ def cross_entropy(
     See `torch.nn.functional.cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html>`_.
     """
+    if _is_small("cross_entropy", input, target):
+        return OWN.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
     return _class_loss("cross_entropy", own, input, target, weight, ignore_index, label_smoothing, reduction)
@@ -231,6 +245,8 @@ def nll_loss(
     See `torch.nn.functional.nll_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html>`_.
     """
+    if _is_small("nll_loss", input, target):
+        return OWN.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.nll_loss, ignore_index=ignore_index, reduction=reduction)
     return _class_loss("nll_loss", own, input, target, weight, ignore_index, 0.0, reduction)
@@ -249,6 +265,8 @@ def binary_cross_entropy(
     See `torch.nn.functional.binary_cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy.html>`_.
     """
+    if _is_small("binary_cross_entropy", input, target):
+        return OWN.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
 
     def own(input: Tensor, target: Tensor, weight: Tensor | None, _: None) -> Tensor:
@@ -271,6 +289,8 @@ def binary_cross_entropy_with_logits(
     See `torch.nn.functional.binary_cross_entropy_with_logits
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html>`_.
     """
+    if _is_small("binary_cross_entropy_with_logits", input, target):
+        return OWN.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
     reduction = _reduction_of(size_average, reduce, reduction)
 
     def own(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> Tensor:
@@ -292,6 +312,8 @@ def mse_loss(
     See `torch.nn.functional.mse_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html>`_.
     """
+    if weight is None and _is_small("mse_loss", input, target):
+        return OWN.mse_loss(input, target, size_average, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
 
     def own(input: Tensor, target: Tensor, weight: Tensor | None, _: None) -> Tensor:
@@ -314,6 +336,8 @@ def kl_div(
     See `torch.nn.functional.kl_div
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html>`_.
     """
+    if _is_small("kl_div", input, target):
+        return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
     if size_average is not None or reduce is not None:
         return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
 
@@ -332,6 +356,8 @@ def log_softmax(
     See `torch.nn.functional.log_softmax
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html>`_.
     """
+    if _is_small("log_softmax", input):
+        return OWN.log_softmax(input, dim, _stacklevel + 1, dtype)
     return _softmax("log_softmax", input, dim, _stacklevel, dtype)
 
 
@@ -341,6 +367,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     See `torch.nn.functional.softmax
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html>`_.
     """
+    if _is_small("softmax", input):
+        return OWN.softmax(input, dim, _stacklevel + 1, dtype)
     return _softmax("softmax", input, dim, _stacklevel, dtype)
 
 
@@ -359,7 +387,9 @@ def sigmoid(input: Tensor) -> Tensor:
 
     See `torch.nn.functional.sigmoid <https://pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html>`_.
     """
-    return _autograd.sigmoid(input) if _served("sigmoid", input) else OWN.sigmoid(input)
+    if _is_small("sigmoid", input) or not _served("sigmoid", input):
+        return OWN.sigmoid(input)
+    return _autograd.sigmoid(input)
 
 
 def logsigmoid(input: Tensor) -> Tensor:
@@ -368,4 +398,6 @@ def logsigmoid(input: Tensor) -> Tensor:
     See `torch.nn.functional.logsigmoid
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.logsigmoid.html>`_.
     """
-    return _autograd.log_sigmoid(input) if _served("logsigmoid", input) else OWN.logsigmoid(input)
+    if _is_small("logsigmoid", input) or not _served("logsigmoid", input):
+        return OWN.logsigmoid(input)
+    return _autograd.log_sigmoid(input)
