@@ -22,7 +22,8 @@ def options() -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two cases, few rounds: less than 90 seconds")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose title contains this")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT",
+                        help="only cases whose title contains this; may be repeated")  # fmt: skip
     parser.add_argument("--mode", choices=[*cases.MODES, "all"], help="default: gradient, where a case has it")
     parser.add_argument(
         "--provider", action="append", choices=[*providers.PROVIDERS], help="only this; may be repeated"
@@ -41,11 +42,12 @@ def options() -> argparse.Namespace:
 def chosen(asked: argparse.Namespace) -> list[tuple[cases.Case, str]]:
     """Return the cases and modes to run; a case that --only names is run even if --quick alone would leave it out."""
     every = cases.QUICK if asked.quick and not asked.only else cases.CASES
-    titled = [case for case in every if asked.only.lower() in case.title.lower()]
-    exact = [case for case in titled if case.title.lower() == asked.only.lower()]
+    texts = [text.lower() for text in asked.only]
+    titled = [case for case in every if not texts or any(text in case.title.lower() for text in texts)]
+    exact = [case for case in titled if case.title.lower() in texts]
     pairs = [
         (case, mode)
-        for case in exact or titled
+        for case in (exact if len(exact) == len(texts) > 0 else titled)
         for mode in (case.modes() if asked.mode == "all" else [asked.mode or run.default_mode(case)])
         if mode in case.modes()
     ]

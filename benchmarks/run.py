@@ -111,7 +111,7 @@ def measured(
     memory: list[str],
     tick: Callable[[str], None] = lambda _: None,
 ) -> Table:
-    """Return the table of a case and mode; a provider whose result is wrong raises an AssertionError.
+    """Return the table of a case and mode without the peers whose result is wrong; ours raises an AssertionError.
 
     The peak memory is that of the providers in `memory`. `tick` is told what is done next, `steps` times at most.
     """
@@ -127,7 +127,13 @@ def measured(
             table.skipped[name] = str(reason)
             continue
         result = providers.result_of(run())
-        oracle.check(result, actual, mode, name)
+        try:
+            oracle.check(result, actual, mode, name)
+        except AssertionError as error:
+            if name.startswith("fastloss"):
+                raise
+            table.skipped[name] = str(error)
+            continue
         errors[name], runs[name] = oracle.errors_of(result, actual), run
         del result
     oracle.truth.cache_clear()
