@@ -306,3 +306,79 @@ def test_checkpointing() -> None:
         ).backward()
         gradients.append(input.grad)
     torch.testing.assert_close(*gradients)
+
+
+def of_both(work: Callable[[Any], torch.Tensor]) -> None:
+    """Assert that `work` gives the same with torch's functions and with ours."""
+    torch.testing.assert_close(work(F), work(own), equal_nan=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_may_be_strided(smoothing: float) -> None:
+    for classes in (2, 5, 200):
+        input, target = logits(40, classes).detach(), indices(40, classes=classes)
+        for weight in (unit(2 * classes)[::2], torch.tensor(2.0).expand(classes)):
+            theirs, ours = (f.cross_entropy(input, target, weight, label_smoothing=smoothing) for f in (own, F))
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_losses_of_permuted_inputs_are_contiguous() -> None:
+    input, target = logits(3, 4, 5, 2).detach().permute(0, 3, 2, 1), indices(3, 5, 4, classes=2)
+    loss = F.cross_entropy(input, target, reduction="none")
+    assert loss.is_contiguous()
+    torch.testing.assert_close(loss, own.cross_entropy(input, target, reduction="none"))
+
+
+@losses
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_batched_upstream_gradients(name: str, reduction: str) -> None:
+    def gradients(f: Any) -> torch.Tensor:
+        input, target = LOSSES[name]()
+        loss = loss_of(f, name, input, target, reduction)
+        upstream = torch.arange(3 * loss.numel(), dtype=torch.float32).reshape(3, *loss.shape)
+        return torch.autograd.grad(loss, input, upstream, is_grads_batched=True)[0]
+
+    of_both(gradients)
+
+
+@losses
+def test_hooks_are_asked_once_for_what_is_saved(name: str) -> None:
+    def gradient(f: Any) -> torch.Tensor:
+        input, target = LOSSES[name]()
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda x: loss_of(f, name, 0.5 * x, target), input, use_reentrant=False
+        )
+        loss.backward(retain_graph=True)
+        (2 * loss).backward()
+        return input.grad
+
+    of_both(gradient)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_a_row_of_gradient_zero_stays_so(name: str, number: float) -> None:
+    input, target = logits(4, 5), torch.tensor([0, -100, 1, 2])
+    upstream = torch.tensor([1.0, number, 1.0, 1.0])
+    loss = getattr(F, name)(input, target, reduction="none")
+    (ours,) = torch.autograd.grad(loss, input, upstream)
+    (theirs,) = torch.autograd.grad(getattr(own, name)(input, target, reduction="none"), input, upstream)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_half_precision_losses_that_are_scaled_later_do_not_underflow() -> None:
+    input = torch.tensor([[0.0, -20.0, -18.0]]).half().requires_grad_()
+    losses = F.cross_entropy(input, torch.tensor([0]), reduction="none")
+    (gradient,) = torch.autograd.grad(losses, input, torch.tensor([60000.0]).half())
+    assert (gradient[0, 1:] > 0).all()
+
+
+def test_second_derivatives_after_autocast() -> None:
+    def second(f: Any) -> torch.Tensor:
+        input, target = logits(4, 5, dtype=torch.bfloat16), indices(4, classes=5)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = f.cross_entropy(input, target, torch.ones(5))
+        (first,) = torch.autograd.grad(loss, input, create_graph=True)
+        return torch.autograd.grad(first.float().square().sum(), input)[0]
+
+    of_both(second)

@@ -89,6 +89,29 @@ def test_a_compiled_call_with_a_wrong_target_raises() -> None:
         compiled(X, torch.full((64,), 99))
 
 
+def test_ignored_rows_have_no_gradient_whatever_comes_from_above() -> None:
+    leaf = X.clone().requires_grad_()
+    loss = torch.compile(F.cross_entropy, fullgraph=True)(leaf, torch.where(INDICES == 3, -100, INDICES))
+    (loss * float("inf")).backward()
+    assert leaf.grad is not None
+    assert (leaf.grad[INDICES == 3] == 0).all()
+
+
+def test_float16_is_left_to_torch() -> None:
+    leaf = torch.tensor([[12.0, 0.0, 0.0]]).half().repeat(16384, 1).requires_grad_()
+    loss = torch.compile(F.cross_entropy, fullgraph=True)(leaf, torch.zeros(16384, dtype=torch.int64))
+    loss.backward(torch.tensor(60000.0).half())
+    assert leaf.grad is not None
+    assert (leaf.grad[:, 1:] > 0).all()
+
+
+def test_second_derivatives_raise() -> None:
+    leaf = X.clone().requires_grad_()
+    loss = torch.compile(F.cross_entropy, backend="eager")(leaf, INDICES)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
+
+
 def test_patched_torch_compiles() -> None:
     with fastloss.nn.patch_torch():
         compiled = torch.compile(torch.nn.CrossEntropyLoss(), fullgraph=True)

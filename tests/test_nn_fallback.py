@@ -73,12 +73,13 @@ def test_plain_tensors_go_to_the_kernels(kernels: list[str]) -> None:
         lambda x: x.to(torch.int64),
         lambda x: x.to_sparse(),
         lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        lambda x: torch.nested.nested_tensor([x[:2], x[2:]]),
         lambda x: x[:0],
         lambda x: x.tolist(),
     ],
-    ids=["subclass", "meta", "negative", "complex", "integer", "sparse", "quantized", "empty", "list"],
+    ids=["subclass", "meta", "negative", "complex", "integer", "sparse", "quantized", "nested", "empty", "list"],
 )
-@pytest.mark.filterwarnings("ignore:.*quantize.*deprecated")
+@pytest.mark.filterwarnings("ignore:.*quantize.*deprecated", "ignore:The PyTorch API of nested tensors")
 def test_other_inputs_go_to_torch(change: Callable[[torch.Tensor], Any], kernels: list[str]) -> None:
     input, target = problem()
     changed = change(input)

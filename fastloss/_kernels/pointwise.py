@@ -79,17 +79,17 @@ def pointwise_block(
             i = low
             while i < high:
                 some = zeros_like(pointer(x, (0, 0, 0)))
-                end = min(i + ADDENDS * LANES, high)
-                while i + LANES <= end:
+                until = min(i + ADDENDS * LANES, high)
+                while i + LANES <= until:
                     some = some + _step(
                         formula, x, target, weight, pos_weight, scale, a, b, i, LANES, out_value, out_gradient, past
                     )
                     i += LANES
-                if i < end:
+                if i < until:
                     some = some + _step(
-                        formula, x, target, weight, pos_weight, scale, a, b, i, end - i, out_value, out_gradient, past
+                        formula, x, target, weight, pos_weight, scale, a, b, i, until - i, out_value, out_gradient, past
                     )
-                    i = end
+                    i = until
                 total = total + widen(some)
     if streaming:
         fence()

@@ -7,6 +7,7 @@ function.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -104,14 +105,15 @@ def class_loss(
     """Return (the loss `name` in `dtype`, its gradient times `upstream`, empty unless `with_grad`)."""
     array = _array(target)
     indices, probabilities = (None, array) if input.shape == target.shape else (array, None)
-    weights = _weights(weight, (input.shape[min(input.dim() - 1, 1)],))
+    weights = None if weight is None else np.ascontiguousarray(_weights(weight, weight.shape))
     out = _buffer(input, preserve=False) if with_grad else None
     with _TorchsThreads():
         loss, _ = _engine.class_loss(
             _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
             with_grad, out, name == "cross_entropy", upstream,
         )  # fmt: skip
-    return _loss_tensor(loss, dtype), input.new_empty(0) if out is None else _tensor(out, input.dtype)
+    value = _loss_tensor(loss, dtype).contiguous()
+    return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
 
 
 def _preserves(name: str, reduction: str) -> bool:
@@ -160,7 +162,10 @@ class Loss(NamedTuple):
     own: Callable[..., Tensor]
     """torch's own function of the tensors."""
     keeps_input: bool
-    """Whether torch's backward pass needs the input, which then must not have been changed."""
+    """Whether torch's backward pass needs the input, so that it is an error if the input has been changed.
+
+    That a gradient has to be computed again can make it one for the other losses too.
+    """
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
         """Return the loss."""
@@ -175,6 +180,23 @@ class Loss(NamedTuple):
             return self.evaluate(*tensors, *self.options, False)[0]
         except (IndexError, ValueError):
             return self.own(*tensors)  # says what is wrong as torch says it
+
+    def own_gradient(self, tensors: Sequence[Tensor | None], upstream: Tensor) -> Tensor:
+        """Return the gradient by the input from torch's own function, which can be differentiated again."""
+        dtype = self.options[-1]  # that of the input, or of autocast, which is over by now
+        cast = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
+        with torch.enable_grad():
+            value = self.own(*cast)
+        input = tensors[0]
+        assert input is not None
+        (gradient,) = torch.autograd.grad(value, input, upstream, create_graph=torch.is_grad_enabled())
+        return gradient
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Return whether `tensor` stands for many, as upstream gradients do with `is_grads_batched`."""
+    of_functorch = torch._C._functorch
+    return of_functorch.is_batchedtensor(tensor) or of_functorch.is_legacy_batchedtensor(tensor)
 
 
 def _per_element(upstream: Tensor, gradient: Tensor) -> Tensor:
@@ -196,39 +218,50 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         loss: Loss = ctx.loss
         others = [None] * (len(ctx.needs_input_grad) - 2)
-        if torch.is_grad_enabled():
-            tensors = ctx.saved_tensors
-            value = loss.own(*tensors)
-            return None, *torch.autograd.grad(value, tensors[0], upstream.to(value.dtype), create_graph=True), *others
+        if torch.is_grad_enabled() or _is_batched(upstream):
+            return None, loss.own_gradient(ctx.saved_tensors, upstream), *others
         gradient: Tensor | None = vars(ctx).pop("gradient", None)
         scale = float(upstream) if upstream.dim() == 0 else 1.0
-        if loss.keeps_input:
-            ctx.saved_tensors  # noqa: B018  # raises the error of a tensor that has been changed
         underflowed = gradient is not None and gradient.dtype is torch.float16 and scale != 1.0
-        if gradient is None or underflowed or not math.isfinite(scale):
+        again = gradient is None or underflowed or not math.isfinite(scale)
+        # Hooks allow the saved tensors to be asked for once. It is an error if one has been changed since.
+        tensors = ctx.saved_tensors if again or loss.keeps_input else ()
+        if again:
             # An earlier backward pass took it; or it is too late to scale what has underflowed, or zeros by nan.
-            _, gradient = loss.evaluate(*ctx.saved_tensors, *loss.options, True, scale)
-        elif scale != 1.0:
+            _, gradient = loss.evaluate(*tensors, *loss.options, True, scale)
+        assert gradient is not None
+        if not again and scale != 1.0:
             gradient.mul_(scale)
         if upstream.dim() > 0:
-            gradient.mul_(_per_element(upstream, gradient))
+            scales = _per_element(upstream, gradient)
+            if loss.evaluate is class_loss and not upstream.isfinite().all():
+                scales = torch.where(gradient == 0, 1, scales)  # as in ignored rows: 0 times nan stays 0
+            gradient.mul_(scales)
         return None, gradient, *others
 
 
-def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], of_classes: bool) -> None:
     ctx.save_for_backward(output[1])
     ctx.others = len(inputs) - 1
+    ctx.of_classes = of_classes
 
 
 def _backward_of_operator(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("the losses of fastloss.nn cannot be differentiated twice under torch.compile")
     (gradient,) = ctx.saved_tensors
-    return (gradient * _per_element(upstream, gradient)).to(gradient.dtype), *([None] * ctx.others)
+    scaled = (gradient * _per_element(upstream, gradient)).to(gradient.dtype)
+    if ctx.of_classes:  # an ignored row's gradient is 0 whatever comes from above
+        scaled = torch.where(gradient == 0, gradient, scaled)
+    return scaled, *([None] * ctx.others)
 
 
 _class_operator = torch.library.custom_op("fastloss::class_loss", class_loss, mutates_args=(), device_types="cpu")
 _element_operator = torch.library.custom_op("fastloss::element_loss", element_loss, mutates_args=(), device_types="cpu")
-for _custom in (_class_operator, _element_operator):
-    _custom.register_autograd(_backward_of_operator, setup_context=_save_gradient)
+for _custom, _of_classes in ((_class_operator, True), (_element_operator, False)):
+    _custom.register_autograd(
+        _backward_of_operator, setup_context=functools.partial(_save_gradient, of_classes=_of_classes)
+    )
 
 
 @_class_operator.register_fake

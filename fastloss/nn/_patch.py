@@ -39,7 +39,8 @@ def patch_torch() -> Patch:
     """Make `torch.nn.functional` use fastloss's functions, and so `torch.nn` and all code that calls them.
 
     Replaced are the functions in `fastloss.nn.functional`, for the whole process. Code that imported one by its name
-    before keeps torch's, and `torch.nn.Sigmoid`, which calls `torch.sigmoid`, is as it was.
+    before keeps torch's, and `torch.nn.Sigmoid`, which calls `torch.sigmoid`, is as it was. torch.jit.script cannot
+    compile code that calls a replaced function.
 
     Returns
     -------

@@ -66,7 +66,7 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     | what a call has                                                             | who answers                |
     | --------------------------------------------------------------------------- | -------------------------- |
     | an input of fewer elements than `CROSSOVERS` or FASTLOSS_MIN_SIZE           | torch                      |
-    | a tensor that is not on the CPU, or sparse, complex, integer, quantized ... | torch                      |
+    | a tensor that is not on the CPU, or sparse, nested, complex, integer ...    | torch                      |
     | a tensor of a subclass (FakeTensor, DTensor, ...), or under a torch         | torch                      |
     | function or dispatch mode (a default device, flop counters, make_fx, ...)   |                            |
     | functorch transforms (grad, vmap, jvp, ...), dual numbers                   | torch                      |
@@ -75,6 +75,8 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     |                                                                             | runs without fastloss      |
     | torch.compile                                                               | losses: an operator around |
     |                                                                             | the kernels; else torch    |
+    | float16 with a gradient and reduction "none", or under torch.compile:       | torch                      |
+    | scales that follow the loss would come after the gradient has underflowed   |                            |
     | an invalid argument                                                         | torch, which says so       |
     | a second derivative                                                         | torch's formula            |
     | all others                                                                  | the kernels                |
@@ -83,12 +85,13 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
         return False
     tensors = [input, *(other for other in others if other is not None)]
     for tensor in tensors:
-        if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided):
+        if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested):
             return False
     if any(tensor.requires_grad for tensor in tensors[1:]) or not input.numel():
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
+        is_loss = name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
+        return is_loss and input.dtype is not torch.float16 and not torch.compiler.is_exporting()
     return not (
         any(tensor.is_neg() for tensor in tensors)
         or torch._C._are_functorch_transforms_active()
@@ -124,6 +127,11 @@ def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str
     return legacy
 
 
+def _would_underflow(input: Tensor, reduction: str) -> bool:
+    """Return whether a gradient in the input's dtype cannot wait for the scales of its rows."""
+    return reduction == "none" and input.dtype is torch.float16 and input.requires_grad and torch.is_grad_enabled()
+
+
 def _autocast(input: Tensor) -> bool:
     """Return whether autocast makes the loss of `input` float32, as it does with those of half precision."""
     return input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled("cpu")
@@ -142,6 +150,7 @@ def _class_loss(
     if not (
         _served(name, input, target, weight)
         and reduction in _REDUCTIONS
+        and not _would_underflow(input, reduction)
         and isinstance(ignore_index, int)
         and isinstance(label_smoothing, int | float)
         and 0.0 <= label_smoothing <= 1.0
@@ -182,6 +191,7 @@ def _element_loss(
     if not (
         _served(name.removesuffix("_of_logs"), input, target, weight, pos_weight)
         and (reduction in _REDUCTIONS or (reduction == "batchmean" and name.startswith("kl_div") and input.dim() > 0))
+        and not _would_underflow(input, reduction)
         and input.shape == target.shape
         and all(_broadcasts(tensor, input) for tensor in weights)
     ):
