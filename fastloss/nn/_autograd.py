@@ -265,13 +265,13 @@ for _custom, _of_classes in ((_class_operator, True), (_element_operator, False)
 
 
 @_class_operator.register_fake
-def _(input, target, weight, name, ignore_index, label_smoothing, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # as above
+def _(input, target, weight, name, ignore_index, label_smoothing, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # the types are those of the operator
     losses = input.select(min(input.dim() - 1, 1), 0).shape if reduction == "none" else ()
     return input.new_empty(losses, dtype=dtype), input.new_empty(input.shape if with_grad else 0)
 
 
 @_element_operator.register_fake
-def _(input, target, weight, pos_weight, name, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # as above
+def _(input, target, weight, pos_weight, name, reduction, dtype, with_grad, upstream=1.0):  # type: ignore[no-untyped-def]  # the types are those of the operator
     value = torch.empty_like(input, dtype=dtype) if reduction == "none" else input.new_empty((), dtype=dtype)
     if not with_grad:
         return value, input.new_empty(0)
