@@ -112,7 +112,7 @@ def count(pattern: str, loop: list[str]) -> int:
 def test_avx2_loops_are_packed_multiply_adds(kernel: str, variant: str) -> None:
     loops = loops_with_exponentials(assembly("haswell", variant)[kernel])
     hot = loops[0]
-    assert len(loops) == 2, "one loop of whole vectors, and one of their remainder or of the rows around it"
+    assert len(loops) <= 2, "one loop of whole vectors, perhaps one of rows around their remainder"
     assert count(r"vfn?m(add|sub)\w+ps\b.*%ymm", hot) >= 8
     assert count(r"vmulps\b.*%ymm", hot) >= 3
     assert count(r"call", hot) == 0

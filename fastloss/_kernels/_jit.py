@@ -15,10 +15,13 @@ from numba.extending import overload
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 """Division by zero gives inf or nan without a branch; other Python threads run while a kernel does."""
 
-inlined = numba.njit(forceinline=True, **_OPTIONS)
+_CALLED_BY_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+"""Without the entries for Python and for C, which Numba would compile for each helper."""
+
+inlined = numba.njit(forceinline=True, **_CALLED_BY_KERNELS)
 """Compile a helper that LLVM inlines where it is called."""
 
-shared = numba.njit(**_OPTIONS)
+shared = numba.njit(**_CALLED_BY_KERNELS)
 """Compile a piece that several kernels call, and that LLVM need not inline."""
 
 
@@ -29,7 +32,7 @@ def inlined_by_type(build):
         raise TypeError(f"{build.__name__} can be called in compiled code alone")
 
     functools.update_wrapper(helper, build)
-    overload(helper, jit_options={"forceinline": True, **_OPTIONS})(build)
+    overload(helper, jit_options={"forceinline": True, **_CALLED_BY_KERNELS})(build)
     return helper
 
 

@@ -192,6 +192,34 @@ def constant(typingctx, like, value):
     return like(like, value), generate
 
 
+def _in_register(context, builder, value, source, number):
+    """Return the constant float `value` of the type `source` as `number`, a vector in a way that hides it from LLVM.
+
+    A constant LLVM loads from memory in every round of a loop, as an operand of the instruction that uses it; what it
+    does not know it keeps in a register. That takes 12 % off the exponential's loop on AMD's Zen 4. The empty piece of
+    assembly is the same for every CPU.
+    """
+    scalar = context.cast(builder, value, source, element_type(number))
+    if not isinstance(number, Vector):
+        return scalar
+    integer = ir.IntType(number.dtype.bitwidth)
+    bits = builder.bitcast(scalar, integer)
+    hidden = builder.asm(ir.FunctionType(integer, [integer]), "", "=r,0", [bits], False)
+    for attribute in ("readnone", "nounwind"):  # or it would not leave the loop
+        hidden.attributes.add(attribute)
+    return splat_scalar(builder, builder.bitcast(hidden, scalar.type))
+
+
+@intrinsic
+def in_register(typingctx, like, value):
+    """Return the constant float `value` as a number of the type of `like`; a vector stays in a register in loops."""
+
+    def generate(context, builder, signature, arguments):
+        return _in_register(context, builder, arguments[1], signature.args[1], like)
+
+    return like(like, value), generate
+
+
 def _emit_multiply_add(builder, a, b, c, number):
     llvm = llvm_type(number)
     signature = ir.FunctionType(llvm, [llvm] * 3)
@@ -227,7 +255,7 @@ def polynomial(typingctx, x, coefficients):
 
     def generate(context, builder, signature, arguments):
         terms = [
-            convert(context, builder, value, source, x)
+            _in_register(context, builder, value, source, x)
             for value, source in zip(cgutils.unpack_tuple(builder, arguments[1]), coefficients, strict=True)
         ]
         power = arguments[0]

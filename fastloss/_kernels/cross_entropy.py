@@ -13,15 +13,18 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel, shared
-from fastloss._kernels._memory import advance, fence, keep, load_one, pointer
+from fastloss._kernels._memory import advance, elements_to_line, fence, keep, load_one, pointer, put
+from fastloss._kernels._simd import LANES
 from fastloss._kernels.elementary import exp, log, log1p
 from fastloss._kernels.softmax import (
     BLOCK,
     maximum_and_sum,
     merge,
     row_buffer,
+    row_gradient,
     soft_sums,
     soft_target,
+    write_blocks,
     write_gradient,
     write_log_softmax,
     write_zeros,
@@ -70,11 +73,22 @@ def _rows(
     first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
     out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
-    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
+    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses.
+
+    The gradient of a row is written while the exponentials of the next one are computed.
+    """
     classes, inner = x.shape[1], x.shape[2]
-    references = np.empty((classes + BLOCK - 1) // BLOCK)
-    buffer = row_buffer(x, out_gradient)
+    first_block, blocks = np.int64(0), (classes + BLOCK - 1) // BLOCK
+    by_block = np.empty(2 * blocks)
+    references, factors = pointer(by_block, (0,)), pointer(by_block, (blocks,))
+    # Two rows, each of whole cache lines and with room for a whole vector at the end.
+    pitch = (classes + LANES + 31) // 16 * 16
+    buffer = row_buffer(x, out_gradient, 2 * pitch)
     exponentials = pointer(buffer, (0,))
+    spare = pointer(buffer, (pitch,))
+    out = pointer(out_gradient, (0, 0, 0))
+    soft = soft_target(pointer(probabilities, (0, 0, 0)), pointer(class_weight, (0,)), keep_share, spread)
+    pending = row_gradient(spare, factors, scale, soft, -1, 0.0, out, 0, 0, streaming)
     loss_sum = 0.0
     for row in range(first, last):
         o = row // inner
@@ -93,7 +107,12 @@ def _rows(
             logit, hard, smooth = _label_terms(source, class_weight, keep_share, spread, label)
         following = min(row + 1, last - 1)
         upcoming = pointer(x, (following // inner, 0, following % inner))
-        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, 0, classes, label)
+        head = 0
+        if out_gradient is not None and streaming:
+            head = elements_to_line(out)
+        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, 0, head, classes, label, pending)
+        if out_gradient is not None:
+            write_blocks(pending, max((classes - head + BLOCK - 1) // BLOCK, 1), blocks)
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
         if spread is not None:
             mass, dot = soft_sums(source, soft, 0, classes, highest)
@@ -108,13 +127,18 @@ def _rows(
         if out_log_softmax is not None:
             write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), 0, classes, streaming)
         if out_gradient is not None:
-            for block in range(references.size):
-                start, stop = block * BLOCK, min((block + 1) * BLOCK, classes)
-                block_factor = factor * exp(references[block] - highest)
-                write_gradient(
-                    source, exponentials, 0.0, block_factor, scale, soft, label, at_label, out, start, stop, streaming
-                )
+            for block in range(blocks):
+                put(factors, block, factor * exp(load_one(references, block) - highest))
+            gradient = row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming)
+            if blocks == 1:  # so few stores wait in the core's buffers while it goes on
+                write_blocks(gradient, first_block, blocks)
+            else:
+                pending = gradient
+                exponentials, spare = spare, exponentials
+    if out_gradient is not None:
+        write_blocks(pending, first_block, blocks)
     keep(buffer)
+    keep(by_block)
     if streaming:
         fence()
     return loss_sum
@@ -158,7 +182,7 @@ def _sum_chunk(
     label = -1
     if target is not None:
         label = class_index(target, o, i, classes, ignore_index)
-    highest, total = maximum_and_sum(source, None, None, advance(source, stop), start, stop, label)
+    highest, total = maximum_and_sum(source, None, None, advance(source, stop), start, 0, stop, label, None)
     mass, dot = 0.0, 0.0
     if spread is not None:
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)

@@ -45,12 +45,24 @@ def _steps(array):
     return array.strides[1] // array.itemsize, array.strides[2] // array.itemsize
 
 
+@inlined
+def _rows_in_squares(count, classes, row_step, elements):
+    """Return how many of `count` rows have whole squares of `SQUARE` classes within the `elements` from the first on.
+
+    A square takes what lies behind a row of fewer classes along.
+    """
+    if classes >= SQUARE:
+        return count
+    return min(count, (elements - SQUARE) // row_step + 1) if row_step > 0 else 0
+
+
 @shared
 def _stage(array, o, start, count, tile, tile_rows):
     """Copy array[o, :, start:start + count] class-major to `tile`; lanes past `count` get values of no meaning."""
     classes = array.shape[1]
     class_step, row_step = _steps(array)
     source = pointer(array, (o, 0, start))
+    in_squares = _rows_in_squares(count, classes, row_step, (array.shape[2] - start - 1) * row_step + classes)
     row = 0
     if row_step == 1:
         whole = count - count % LANES
@@ -61,11 +73,11 @@ def _stage(array, o, start, count, tile, tile_rows):
                 rest = load_first(source, c * class_step + whole, count - whole, 0.0)
                 store(tile, c * tile_rows + whole, rest)
         return
-    if class_step == 1 and classes >= SQUARE:
-        while row + LANES <= count:
+    if class_step == 1:
+        while row + LANES <= in_squares:
             for r in range(row, row + LANES, SQUARE):
                 for c in range(0, classes, SQUARE):
-                    c = min(c, classes - SQUARE)  # the last block overlaps the one before
+                    c = max(min(c, classes - SQUARE), 0)  # the last square overlaps the one before
                     transpose(advance(source, r * row_step + c), row_step, advance(tile, c * tile_rows + r), tile_rows)
             row += LANES
     if class_step == 1 and classes == row_step == 2:
@@ -96,11 +108,12 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
             if whole < count:
                 store_first(out, c * class_step + whole, load(tile, c * tile_rows + whole), count - whole)
         return
-    if class_step == 1 and classes >= SQUARE:
-        while row + LANES <= count:
+    if class_step == 1 and (classes >= SQUARE or row_step == classes):
+        # What a square writes behind a row of fewer classes is written over with the next rows.
+        while row + LANES <= _rows_in_squares(count, classes, row_step, count * row_step):
             for r in range(row, row + LANES, SQUARE):
                 for c in range(0, classes, SQUARE):
-                    c = min(c, classes - SQUARE)
+                    c = max(min(c, classes - SQUARE), 0)
                     transpose(advance(tile, c * tile_rows + r), tile_rows, advance(out, r * row_step + c), row_step)
             row += LANES
     if class_step == 1 and classes == row_step == 2:
@@ -229,9 +242,9 @@ def _tiles(
     """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
     classes, inner = x.shape[1], x.shape[2]
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
-    tile_array = empty_accumulators(x, classes * tile_rows)
+    tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
     tile = pointer(tile_array, (0,))
-    soft_array = _tile_like(x, spread, classes * tile_rows)
+    soft_array = _tile_like(x, spread, max(classes, SQUARE) * tile_rows)
     soft_tile = pointer(soft_array, (0,))
     loss_array = empty_accumulators(x, tile_rows)
     losses = pointer(loss_array, (0,))

@@ -25,6 +25,7 @@ from fastloss._kernels._simd import (
     constant,
     element_type,
     from_bits,
+    in_register,
     multiply_add,
     polynomial,
     select,
@@ -180,11 +181,12 @@ def exp_scaled(x):
     coefficients = f.exp_coefficients
 
     def implementation(x):
-        x = select(x < constant(x, lowest), constant(x, lowest), x)
-        rounded = multiply_add(x, log2e, magic)
-        n = rounded - constant(x, magic)
-        r = multiply_add(n, minus_ln2_low, multiply_add(n, minus_ln2_high, x))
-        p = multiply_add(r * r, polynomial(r, coefficients), r) + constant(x, 1)
+        low, shift = in_register(x, lowest), in_register(x, magic)
+        x = select(x < low, low, x)
+        rounded = multiply_add(x, in_register(x, log2e), shift)
+        n = rounded - shift
+        r = multiply_add(n, in_register(x, minus_ln2_low), multiply_add(n, in_register(x, minus_ln2_high), x))
+        p = multiply_add(r * r, polynomial(r, coefficients), r) + in_register(x, 1.0)
         return p * from_bits(shift_left(as_bits(rounded), bits))
 
     return implementation

@@ -20,7 +20,9 @@ from fastloss._kernels._memory import (
     empty_accumulators,
     load,
     load_first,
+    load_one,
     prefetch,
+    put,
     store,
     store_first,
     stream,
@@ -30,7 +32,7 @@ from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, mu
 from fastloss._kernels.elementary import exp, exp_scaled, unscale
 
 BLOCK = 1024
-"""Classes in a block: 4 KiB of float32. A lane adds 128 of them in its own precision, the rest is float64."""
+"""Classes in a block: 4 KiB of float32. A lane adds 64 of them in its own precision, the rest is float64."""
 
 
 @inlined
@@ -68,11 +70,11 @@ def maximum(source, start, stop):
 
 
 @inlined_by_type
-def row_buffer(x, out):
-    """Return a new array for the exponentials of one row of `x`, None where `out`, made of them, is None."""
+def row_buffer(x, out, size):
+    """Return a new array for `size` exponentials of elements of `x`, None where `out`, made of them, is None."""
     if isinstance(out, types.NoneType):
-        return lambda x, out: None
-    return lambda x, out: empty_accumulators(x, x.shape[1] + LANES)
+        return lambda x, out, size: None
+    return lambda x, out, size: empty_accumulators(x, size)
 
 
 @inlined
@@ -121,24 +123,30 @@ def merge(highest, total, other_highest, other_total):
 
 
 @shared
-def maximum_and_sum(source, scratch, references, upcoming, start, stop, label):
+def maximum_and_sum(source, scratch, references, upcoming, start, head, stop, label, gradient):
     """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
 
     Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
-    certain. The exponentials of block k of the row are relative to references[k] and go, scaled, to `scratch`, in whole
-    vectors: up to LANES - 1 elements past `stop`. Both are None where nobody reads them. `start` begins a block, and
-    the row at the pointer `upcoming` is read next.
+    certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to
+    references[k] and go, scaled, to `scratch`, in whole vectors: up to LANES - 1 elements past `stop`. Both are None
+    where nobody reads them. The row at the pointer `upcoming` is read next. The blocks of the `gradient` of another
+    row, if any, are written in between: so memory and arithmetic are busy at once.
     """
     highest, total = -np.inf, 0.0
+    block = np.int64(0)
+    end = start + head
     while start < stop:
-        end = min(start + BLOCK, stop)
+        end = min(end + BLOCK, stop)
         block_highest = maximum(source, start, end)
         reference = 0.0 if block_highest == -np.inf else block_highest
         following = advance(source, end) if end < stop else upcoming
         block_total = _block_sum(source, scratch, following, start, end, label, reference)
         highest, total = merge(highest, total, block_highest, block_total)
         if references is not None:
-            references[start // BLOCK] = reference
+            put(references, block, reference)
+        if gradient is not None:
+            write_blocks(gradient, block, block + 1)
+        block += 1
         start = end
     return highest, total
 
@@ -249,6 +257,48 @@ def write_gradient(source, scratch, reference, factor, scale, soft, label, at_la
     first, last = lines_of(out, start, stop, streaming)
     for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
         _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, begin, end, past)
+
+
+class RowGradient(NamedTuple):
+    """The gradient of a row that is not yet written: factors[block] e**(x - reference) - scale q, but for the label.
+
+    `exponentials`, `head` and the blocks are those of `maximum_and_sum`. All arrays are pointers: the atomic reference
+    counts of arrays would wait for the streamed stores.
+    """
+
+    exponentials: Any
+    factors: Any
+    scale: float
+    soft: Any
+    label: int
+    at_label: float
+    out: Any
+    head: int
+    classes: int
+    streaming: bool
+
+
+@inlined_by_type
+def row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming):
+    """Return the `RowGradient` to write to the pointer `out`, None where that is None."""
+    if isinstance(out, types.NoneType):
+        return lambda exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming: None
+    return lambda exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming: RowGradient(
+        exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming
+    )
+
+
+@shared
+def write_blocks(gradient, first, last):
+    """Write the blocks [first, last) of a `RowGradient`, as far as the row has them."""
+    for block in range(first, last):
+        start = 0 if block == 0 else gradient.head + block * BLOCK
+        stop = min(gradient.head + (block + 1) * BLOCK, gradient.classes)
+        if start < stop:
+            write_gradient(
+                gradient.exponentials, gradient.exponentials, 0.0, load_one(gradient.factors, block), gradient.scale,
+                gradient.soft, gradient.label, gradient.at_label, gradient.out, start, stop, gradient.streaming,
+            )  # fmt: skip
 
 
 @shared
