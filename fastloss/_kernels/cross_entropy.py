@@ -78,7 +78,8 @@ def _rows(
     The gradient of a row is written while the exponentials of the next one are computed.
     """
     classes, inner = x.shape[1], x.shape[2]
-    first_block, blocks = np.int64(0), (classes + BLOCK - 1) // BLOCK
+    zero = np.int64(0)  # a literal 0 would compile each function that it is passed to once more
+    blocks = (classes + BLOCK - 1) // BLOCK
     by_block = np.empty(2 * blocks)
     references, factors = pointer(by_block, (0,)), pointer(by_block, (blocks,))
     # Two rows, each of whole cache lines and with room for a whole vector at the end.
@@ -100,7 +101,7 @@ def _rows(
             label = class_index(target, o, i, classes, ignore_index)
             if label < 0:
                 if out_gradient is not None:
-                    write_zeros(out, 0, classes, streaming)
+                    write_zeros(out, zero, classes, streaming)
                 if out_loss is not None:
                     out_loss[o, i] = 0.0
                 continue
@@ -110,12 +111,12 @@ def _rows(
         head = 0
         if out_gradient is not None and streaming:
             head = elements_to_line(out)
-        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, 0, head, classes, label, pending)
+        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, zero, head, classes, label, pending)
         if out_gradient is not None:
             write_blocks(pending, max((classes - head + BLOCK - 1) // BLOCK, 1), blocks)
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
         if spread is not None:
-            mass, dot = soft_sums(source, soft, 0, classes, highest)
+            mass, dot = soft_sums(source, soft, zero, classes, highest)
             if target is not None:
                 mass = soft_mass
         loss, factor, at_label, log_total = _finish(
@@ -125,18 +126,18 @@ def _rows(
         if out_loss is not None:
             out_loss[o, i] = loss
         if out_log_softmax is not None:
-            write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), 0, classes, streaming)
+            write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), zero, classes, streaming)
         if out_gradient is not None:
             for block in range(blocks):
                 put(factors, block, factor * exp(load_one(references, block) - highest))
             gradient = row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming)
             if blocks == 1:  # so few stores wait in the core's buffers while it goes on
-                write_blocks(gradient, first_block, blocks)
+                write_blocks(gradient, zero, blocks)
             else:
                 pending = gradient
                 exponentials, spare = spare, exponentials
     if out_gradient is not None:
-        write_blocks(pending, first_block, blocks)
+        write_blocks(pending, zero, blocks)
     keep(buffer)
     keep(by_block)
     if streaming:
