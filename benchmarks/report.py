@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from .run import COPY, Results, Table
+from .suite import providers
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
@@ -20,6 +21,7 @@ MODES = {
 
 COLUMNS = {
     "fastloss": "fastloss",
+    "fastloss, new": "fastloss, new",
     "fastloss.nn": "fastloss.nn",
     "numpy": "NumPy",
     "torch": "torch",
@@ -87,6 +89,8 @@ def _markdown(results: Results) -> Iterator[str]:
     present = {row.provider for table in tables for row in table.rows}
     columns = {name: heading for name, heading in COLUMNS.items() if name in present}
     yield "Loss and gradient of the mean, float32, best milliseconds; a copy reads and writes as many bytes."
+    new = [heading for name, heading in columns.items() if name != COPY and providers.PROVIDERS[name].memory == "new"]
+    yield f"The gradient is new memory at each call for {', '.join(new)}; memory used again for the others."
     yield f"Measured by `python -m benchmarks` with {measured_on(results)}."
     yield ""
     yield f"| | {' | '.join(columns.values())} |"

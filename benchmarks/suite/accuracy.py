@@ -26,7 +26,7 @@ class Accuracy:
 
     def setup(self, provider: str, case: str, dtype: str) -> None:
         self.case = sized(Case(*_CASES[case], dtype))
-        self.result = providers.result_of(providers.ready(provider, self.case, "gradient")())
+        self.result = providers.result_of(providers.prepare(provider, self.case, "gradient")())
 
     def track_loss(self, provider: str, case: str, dtype: str) -> float:
         return errors_of(self.result, self.case).loss

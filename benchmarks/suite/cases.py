@@ -48,11 +48,6 @@ class Case(NamedTuple):
         rest = tuple(min(length, 6) for length in self.shape[2:])
         return self._replace(shape=(min(self.shape[0], 40_000 // (classes * math.prod(rest)) + 1), classes, *rest))
 
-    def shortened(self) -> Case:
-        """Return a case of fewer rows, otherwise the same."""
-        rows = self.tiny().shape[0] if len(self.shape) < 3 else 1
-        return self._replace(shape=(min(self.shape[0], rows), *self.shape[1:]))
-
     def bytes_moved(self, mode: str) -> int:
         """Return the least bytes that must be read and written: each input and each result once.
 
@@ -100,8 +95,14 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 """The shapes at which each loss is measured in float32."""
 
+DTYPES_AT: dict[str, tuple[tuple[int, ...], ...]] = {
+    "cross_entropy": ((2_000_000, 10), (20_000, 1000)),
+    "binary_cross_entropy_with_logits": ((1_000_000,),),
+}
+"""The shapes at which a loss is measured in the other dtypes too: one of few classes, one of many, one of none."""
+
 CASES = [Case(loss, shape) for loss, shapes in SHAPES.items() for shape in shapes] + [
-    Case("cross_entropy", (20_000, 1000), dtype) for dtype in DTYPES[1:]
+    Case(loss, shape, dtype) for loss, shapes in DTYPES_AT.items() for shape in shapes for dtype in DTYPES[1:]
 ]
 
 QUICK = [Case("cross_entropy", (20_000, 1000)), Case("binary_cross_entropy_with_logits", (1_000_000,))]

@@ -21,7 +21,7 @@ class Import:
     unit = "seconds"
 
     def setup(self, module: str) -> None:
-        if not providers.installed(module.partition(".")[0]):
+        if not providers.installed(module):
             raise providers.Skipped(f"{module} is not installed")
 
     def track_import(self, module: str) -> float:
@@ -36,12 +36,13 @@ class FirstCall:
     unit = "seconds"
     timeout = 600
 
+    def setup(self, provider: str) -> None:
+        self.compiled, self.from_cache = first_calls(provider, sized(_CASE), "gradient", 2)
+
     def track_compiled(self, provider: str) -> float:
         """Return the seconds where nothing was compiled before."""
-        (seconds,) = first_calls(provider, sized(_CASE), "gradient", 1)
-        return seconds
+        return self.compiled
 
     def track_from_cache(self, provider: str) -> float:
         """Return the seconds where another process has compiled it."""
-        _, seconds = first_calls(provider, sized(_CASE), "gradient", 2)
-        return seconds
+        return self.from_cache

@@ -66,13 +66,13 @@ def _nll(logarithms: np.ndarray, target: np.ndarray, with_gradient: bool) -> Run
 
 
 def _binary_cross_entropy_with_logits(x: np.ndarray, t: np.ndarray, with_gradient: bool) -> Run:
-    decay, losses, scratch = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    losses, scratch = np.empty_like(x), np.empty_like(x)
 
     def run() -> tuple[float, np.ndarray | None]:
-        np.abs(x, out=decay)
-        np.negative(decay, out=decay)
-        np.exp(decay, out=decay)
-        np.log1p(decay, out=losses)
+        np.abs(x, out=losses)
+        np.negative(losses, out=losses)
+        np.exp(losses, out=losses)
+        np.log1p(losses, out=losses)
         np.maximum(x, 0, out=scratch)
         np.add(losses, scratch, out=losses)
         np.multiply(x, t, out=scratch)
@@ -80,12 +80,13 @@ def _binary_cross_entropy_with_logits(x: np.ndarray, t: np.ndarray, with_gradien
         loss = float(losses.mean())
         if not with_gradient:
             return loss, None
-        np.add(decay, 1, out=scratch)
-        decay[x >= 0] = 1
-        np.divide(decay, scratch, out=decay)
-        np.subtract(decay, t, out=decay)
-        np.divide(decay, x.size, out=decay)
-        return loss, decay
+        np.multiply(x, 0.5, out=scratch)
+        np.tanh(scratch, out=scratch)  # the sigmoid without a branch: (1 + tanh(x / 2)) / 2
+        np.multiply(scratch, 0.5, out=scratch)
+        np.add(scratch, 0.5, out=scratch)
+        np.subtract(scratch, t, out=scratch)
+        np.divide(scratch, x.size, out=scratch)
+        return loss, scratch
 
     return run
 

@@ -121,13 +121,17 @@ def _result() -> Any:
 def _peak(name: str, case: Any, mode: str, work: bool) -> int:
     """Return the most bytes that this process had, having prepared a case and, if it is to `work`, run it.
 
-    Compilers take memory too; so a case of fewer rows is run first, after which little is left to compile, and the peak
-    is that from there on, where the system lets it be reset.
+    Compilers take memory too; so the case is run once before, and the peak is that from there on, where the system lets
+    it be reset. It is prepared anew in between, so that buffers made for it are not yet in memory.
     """
     from . import providers
 
-    providers.prepare(name, case.shortened(), mode)()
+    providers.prepare(name, case, mode)()
     run = providers.prepare(name, case, mode)
+    if name == "fastloss.nn":
+        import fastloss.nn
+
+        fastloss.nn.release_memory()
     gc.collect()
     if sys.platform == "linux":
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
