@@ -15,6 +15,7 @@ from .run import COPY, Results, Table
 
 STYLES = {
     "fastloss": ("#000000", "o", ""),
+    "fastloss, new": ("#FFFFFF", "o", ""),
     "fastloss.nn": ("#56B4E9", "P", ""),
     "numpy": ("#E69F00", "s", "//"),
     "torch": ("#D55E00", "^", ""),
@@ -50,7 +51,7 @@ def _wrapped(text: str) -> str:
 def _bars(axes: Any, tables: list[Table]) -> None:
     """Draw a group of bars for each case: a peer's time over that of the fastloss with which it is compared."""
     peers = [name for name in STYLES if any(table.row(name) for table in tables)]
-    peers = [name for name in peers if name not in ("fastloss", "fastloss.nn")]
+    peers = [name for name in peers if not name.startswith("fastloss")]
     thickness = 0.84 / max(len(peers), 1)
     for number, peer in enumerate(peers):
         colour, _, hatch = STYLES[peer]
@@ -72,21 +73,24 @@ def _bars(axes: Any, tables: list[Table]) -> None:
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.set_yticks(range(len(tables)), [table.title for table in tables])
     axes.set_ylim(len(tables) - 0.5, -0.5)
-    axes.set_xlabel("times as long as fastloss, to the same kind of memory")
+    axes.set_xlabel("times as long as fastloss, both to new memory or both to memory used before")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
 def _roof(axes: Any, tables: list[Table]) -> None:
     """Draw the bytes a second that each provider gets done of those that must be moved, under those of a copy."""
     columns = range(len(tables))
-    for name, (colour, marker, _) in STYLES.items():
+    names = [name for name in STYLES if any(table.row(name) for table in tables)]
+    for number, name in enumerate(names):
+        colour, marker, _ = STYLES[name]
+        aside = 0.72 * ((number + 0.5) / len(names) - 0.5)  # so that no marker hides another
         places, heights = [], []
         for column, table in zip(columns, tables, strict=True):
             row = table.row(name)
             if row is not None:
-                places.append(column)
+                places.append(column + aside)
                 heights.append(table.bytes_moved / row.best_ms / 1e6)
-        size = 11 if name == "fastloss" else 8
+        size = 10 if name.startswith("fastloss") else 8
         axes.plot(places, heights, marker, color=colour, markeredgecolor="black", markersize=size, label=name)
     for column, table in zip(columns, tables, strict=True):
         copy = table.row(COPY)

@@ -21,11 +21,11 @@ MODES = {
 
 COLUMNS = {
     "fastloss": "fastloss",
-    "fastloss, new": "fastloss, new",
+    "fastloss, new": "fastloss (new)",
     "fastloss.nn": "fastloss.nn",
     "numpy": "NumPy",
     "torch": "torch",
-    "torch, pages reused": "torch, pages reused",
+    "torch, pages reused": "torch (pages reused)",
     "torch.compile": "torch.compile",
     "jax.jit": "JAX",
     "sklearn._loss": "scikit-learn",
@@ -90,7 +90,7 @@ def _markdown(results: Results) -> Iterator[str]:
     columns = {name: heading for name, heading in COLUMNS.items() if name in present}
     yield "Loss and gradient of the mean, float32, best milliseconds; a copy reads and writes as many bytes."
     new = [heading for name, heading in columns.items() if name != COPY and providers.PROVIDERS[name].memory == "new"]
-    yield f"The gradient is new memory at each call for {', '.join(new)}; memory used again for the others."
+    yield f"The gradient goes to new memory at each call of {', '.join(new)}; to memory used before by the others."
     yield f"Measured by `python -m benchmarks` with {measured_on(results)}."
     yield ""
     yield f"| | {' | '.join(columns.values())} |"
