@@ -14,7 +14,7 @@ from .suite import cases, providers
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
-QUICK_MEMORY = ("fastloss", "fastloss.nn", "numpy", "torch")
+QUICK_MEMORY = ("fastloss", "numpy", "torch")
 """Those whose peak memory is measured with --quick, as it takes two processes each."""
 
 

@@ -127,19 +127,23 @@ def _peak(name: str, case: Any, mode: str, work: bool) -> int:
     from . import providers
 
     providers.prepare(name, case, mode)()
+    _give_memory_back()
     run = providers.prepare(name, case, mode)
-    if name == "fastloss.nn":
-        import fastloss.nn
-
-        fastloss.nn.release_memory()
-    gc.collect()
+    _give_memory_back()
     if sys.platform == "linux":
-        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     if work:
         run()
     return _peak_resident()
+
+
+def _give_memory_back() -> None:
+    """Return free memory to the operating system, so that whoever needs it next is seen to take it."""
+    gc.collect()
+    if "fastloss.nn" in sys.modules:
+        sys.modules["fastloss.nn"].release_memory()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _peak_resident() -> int:
