@@ -98,5 +98,7 @@ def check(result: Result, case: Case, mode: str, provider: str) -> None:
     for name, value, expected in pairs:
         value = np.asarray(value, np.float64)
         assert value.shape == np.shape(expected), f"{provider}, {case.title}, {mode}: {name} of shape {value.shape}"
-        excess = np.abs(value - expected) - bound * (np.abs(expected) + np.max(np.abs(expected))) - subnormal
-        assert np.all(excess <= 0), f"{provider}, {case.title}, {mode}: the {name} is wrong"
+        distance, largest = np.abs(value - expected), np.max(np.abs(expected))
+        assert np.all(distance - bound * (np.abs(expected) + largest) - subnormal <= 0), (
+            f"{provider}, {case.title}, {mode}: the {name} is wrong by {np.max(distance) / largest:.1%}"
+        )
