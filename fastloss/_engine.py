@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastloss import _checks, _layout, _reduction
+from fastloss import _checks, _layout, _reduction, _threads
+from fastloss._kernels._apart import apart
 
 ROWS_FROM = 128
 """From so many classes on, lanes over the classes of a row are faster than lanes over rows."""
@@ -49,25 +49,18 @@ STREAMED_BYTES = 1 << 23
 """Outputs from this size on bypass the caches, which they would only flush."""
 
 
-@functools.cache
-def _lazy() -> SimpleNamespace:
-    """Return the kernels. They import Numba, which takes four times as long as NumPy, so the first call does."""
-    from numba import config
-
-    if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when numba is imported
-        raise RuntimeError("NUMBA_DISABLE_JIT is set; fastloss needs Numba's compiler")
-    from fastloss import _threads
-    from fastloss._kernels import (
-        bce,
-        cross_entropy,
-        cross_entropy_pairs,
-        cross_entropy_tiles,
-        nll,
-        pointwise,
-        softmax,
-        targets,
-    )
-
+def _load() -> SimpleNamespace:
+    with _threads.loading:
+        from fastloss._kernels import (
+            bce,
+            cross_entropy,
+            cross_entropy_pairs,
+            cross_entropy_tiles,
+            nll,
+            pointwise,
+            softmax,
+            targets,
+        )
     elements = {
         "binary_cross_entropy": bce.bce,
         "binary_cross_entropy_with_logits": bce.bce_with_logits,
@@ -78,15 +71,15 @@ def _lazy() -> SimpleNamespace:
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
     return SimpleNamespace(
-        threads=_threads, bce=bce, ce=cross_entropy, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles, nll=nll,
+        bce=bce, ce=cross_entropy, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles, nll=nll,
         pointwise=pointwise, targets=targets, softmax=softmax, elements=elements,
     )  # fmt: skip
 
 
-def at_most(threads: int) -> AbstractContextManager[None]:
-    """Return a context in which calls from this Python thread use at most so many threads."""
-    context: AbstractContextManager[None] = _lazy().threads.at_most(threads)
-    return context
+@functools.cache
+def _lazy() -> SimpleNamespace:
+    """Return the kernels. They import Numba, which takes four times as long as NumPy, so the first call does."""
+    return apart(_load)
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
@@ -135,10 +128,10 @@ def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: n
     """Return the sum of the weights of the targets; raise the IndexError of the first one that is out of range."""
     k = _lazy()
     view = _layout.writable(target.reshape(1, -1))
-    length = k.threads.block_length(target.size, 1)
-    blocks = k.threads.block_count(target.size, length)
+    length = _threads.block_length(target.size, 1)
+    blocks = _threads.block_count(target.size, length)
     sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
-    k.threads.run(k.targets.survey_targets, target.size, view, classes, ignore_index, weight, length, sums, invalid)
+    _threads.run(k.targets.survey_targets, target.size, view, classes, ignore_index, weight, length, sums, invalid)
     if invalid.any():
         _raise_invalid(target, classes, ignore_index)
     return float(sums.sum())
@@ -188,7 +181,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     outputs: tuple[Any, ...] = (gradient, log_softmax, loss)
     streamed = _streamed(work.gradient, work.log_softmax)
     k = _lazy()
-    block_length, block_count = k.threads.block_length, k.threads.block_count
+    block_length, block_count = _threads.block_length, _threads.block_count
     settings: tuple[Any, ...]
     if not work.of_logits:
         length = block_length(rows, classes)
@@ -216,7 +209,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         length = block_length(rows, classes)
         sums = np.empty(block_count(rows, length))
         kernel, settings = k.ce.cross_entropy_rows, (streamed, length)
-    k.threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)
+    _threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)
     return sums, None if loss is None else layout.unbatch(loss, input)
 
 
@@ -354,7 +347,7 @@ def _run_elements(
     x, others, outputs = _layout.elements(input, operands, (dense_value, dense_gradient))
     length, count = _unit_blocks(x)
     sums = np.empty(count)
-    k.threads.run(
+    _threads.run(
         k.elements[name], input.size, x, *others, scale, _streamed(dense_value, dense_gradient), length, *outputs, sums,
     )  # fmt: skip
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
@@ -374,8 +367,8 @@ def _unit_blocks(x: np.ndarray) -> tuple[int, int]:
     """Return (units of work of a block, number of blocks) of an (outer, middle, inner) array."""
     k = _lazy()
     units = x.shape[0] * x.shape[1] * -(-x.shape[2] // k.pointwise.PIECE)
-    length = k.threads.block_length(units, min(x.shape[2], k.pointwise.PIECE))
-    return length, k.threads.block_count(units, length)
+    length = _threads.block_length(units, min(x.shape[2], k.pointwise.PIECE))
+    return length, _threads.block_count(units, length)
 
 
 def check_unit_interval(name: str, array: np.ndarray) -> None:
@@ -386,7 +379,7 @@ def check_unit_interval(name: str, array: np.ndarray) -> None:
     x, _, _ = _layout.elements(array, (), ())
     length, count = _unit_blocks(x)
     outside = np.empty(count)
-    k.threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
+    _threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
     if outside.any():
         position = np.unravel_index(int(np.argmin((array >= 0) & (array <= 1))), array.shape)
         raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")

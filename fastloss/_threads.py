@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.metadata
 import os
+import sys
 import threading
 from typing import Any
 
-import numba
+from fastloss._kernels._apart import apart
 
 SERIAL_ELEMENTS = 1 << 15
 """Below so many elements the calling thread is faster alone: starting the others costs 3 to 10 microseconds."""
@@ -20,22 +24,64 @@ BLOCKS = 512
 _limit = threading.local()
 """Its `threads` is the most that calls of this Python thread may use; without it, as many as Numba has."""
 
+_layer: str | None = None
+"""The name of Numba's threading layer, once a call has needed it."""
+
 _launch = threading.Lock()
-"""Numba's workqueue layer aborts the process when two threads launch parallel work at once."""
+"""Held during a parallel call on the workqueue layer, which aborts the process when two threads make one at once."""
+
+_launching: set[int] = set()
+"""The threads that are in a parallel call."""
 
 _alone = False
-"""Whether this process was forked from one whose threads, of a layer other than tbb, it cannot use."""
+"""Whether calls run serially, because this process was forked from one whose threading layer does not survive that."""
+
+_forked = False
+"""Whether this process was forked from one that had imported fastloss."""
+
+_starter: int | None = None
+"""The thread that started the layer. tbb survives a fork by that one alone."""
+
+_forked_by_starter = False
+
+loading = threading.RLock()
+"""Held while the kernels are imported."""
+
+_compiler_lock: Any = None
+"""Numba's, while a fork holds it."""
+
+
+def _before_fork() -> None:
+    """Wait for what other threads import and compile: the child could never finish it, nor begin it anew."""
+    global _compiler_lock, _forked_by_starter
+    loading.acquire()
+    _compiler_lock = getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
+    if _compiler_lock is not None:
+        _compiler_lock.acquire()
+    _forked_by_starter = threading.get_ident() == _starter
+
+
+def _after_fork() -> None:
+    if _compiler_lock is not None:
+        _compiler_lock.release()
+    loading.release()
 
 
 def _after_fork_in_child() -> None:
-    """Run serially from now on where the parent's threading layer would kill this process or hang."""
-    global _alone, _launch
-    _launch = threading.Lock()
-    _alone = _alone or _threading_layer() not in (None, "tbb")
+    """Run serially from now on where the parent's threading layer would kill this process or hang.
+
+    Of all layers tbb alone survives a fork, by the thread that started it and while nothing runs.
+    """
+    global _alone, _forked
+    _after_fork()
+    _forked = True
+    launched = getattr(sys.modules.get("numba.np.ufunc.parallel"), "_threading_layer", None)
+    if launched is not None and (launched != "tbb" or _launching or not _forked_by_starter):
+        _alone = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def block_length(units: int, elements_per_unit: int) -> int:
@@ -64,9 +110,11 @@ class at_most:
 
 def run(kernel: Any, elements: int, *arguments: Any) -> None:
     """Call `kernel` on all threads where its `elements` are worth it, else on the calling thread."""
-    if elements < SERIAL_ELEMENTS or _alone:
+    if elements < SERIAL_ELEMENTS or not _started():
         kernel.serial(*arguments)
         return
+    import numba
+
     available = numba.get_num_threads()
     threads = min(getattr(_limit, "threads", None) or available, available)
     if threads == 1:
@@ -74,25 +122,67 @@ def run(kernel: Any, elements: int, *arguments: Any) -> None:
     elif threads == available:
         _launched(kernel, arguments)
     else:
-        numba.set_num_threads(threads)
         try:
+            numba.set_num_threads(threads)
             _launched(kernel, arguments)
         finally:
             numba.set_num_threads(available)
 
 
 def _launched(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    if _threading_layer() in ("tbb", "omp"):
-        kernel.parallel(*arguments)
-    else:
-        with _launch:
+    if _layer == "workqueue":
+        if not _launch.acquire(blocking=False):
+            kernel.serial(*arguments)  # takes 0.4 to 0.9 of the time of waiting, of 2 threads or of 16
+            return
+        try:
             kernel.parallel(*arguments)
-
-
-def _threading_layer() -> str | None:
-    """Return the name of Numba's threading layer, None before its first parallel call has chosen one."""
+        finally:
+            _launch.release()
+        return
+    thread = threading.get_ident()
+    _launching.add(thread)
     try:
-        name: str = numba.threading_layer()  # type: ignore[attr-defined]  # public, but not in numba's __all__
-        return name
-    except ValueError:
-        return None
+        kernel.parallel(*arguments)
+    finally:
+        _launching.discard(thread)
+
+
+def _started() -> bool:
+    """Return whether this process can run in parallel; start Numba's threading layer if nothing has."""
+    if _layer is None and not _alone:
+        if _find_tbb():
+            _start()
+        else:
+            apart(_start)  # OpenMP sets the number of torch's threads in the thread that starts it
+    return not _alone
+
+
+def _start() -> None:
+    global _alone, _layer, _starter
+    import numba
+    from numba.core.compiler_lock import global_compiler_lock
+
+    with global_compiler_lock:  # which a fork waits for
+        if _layer is None:
+            _starter = threading.get_ident()
+            numba.get_num_threads()
+            name: str = numba.threading_layer()  # type: ignore[attr-defined]  # public, but not in numba's __all__
+            # Whatever the parent ran with OpenMP, as torch does, makes the child's first parallel call hang.
+            _alone = _forked and name == "omp"
+            _layer = name
+
+
+def _find_tbb() -> bool:
+    """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can."""
+    from numba import config
+
+    if str(config.THREADING_LAYER).lower() in ("omp", "workqueue"):  # type: ignore[attr-defined]  # set on import
+        return False
+    libraries = ["libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        libraries += [str(file.locate()) for file in importlib.metadata.files("tbb") or () if file.name in libraries]
+    for library in libraries:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(library)
+            return True
+    return False

@@ -16,7 +16,5 @@ _KERNELS = pathlib.Path(__file__).parent.parent / "fastloss" / "_kernels"
 def pytest_configure(config: pytest.Config) -> None:
     """Set Numba's cache folder before anything imports Numba, for the processes that tests start too."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))))
-    # Numba's cache does not tell code with bounds checks from code without.
-    variant = "bounds" if os.environ.get("NUMBA_BOUNDSCHECK") == "1" else "plain"
-    folder = f"fastloss-tests-{getpass.getuser()}-{digest.hexdigest()[:16]}-{variant}"
+    folder = f"fastloss-tests-{getpass.getuser()}-{digest.hexdigest()[:16]}"
     os.environ["NUMBA_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()) / folder)

@@ -1,27 +1,54 @@
-"""The one place with Numba options, and with what the on-disk cache depends on."""
+"""The one place with Numba options."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
-import pathlib
 import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import overload
+
+from fastloss._kernels import _cache
+from fastloss._kernels._apart import apart
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 """Division by zero gives inf or nan without a branch; other Python threads run while a kernel does."""
 
-_CALLED_BY_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+_CALLED_BY_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Without the entries for Python and for C, which Numba would compile for each helper."""
 
-inlined = numba.njit(forceinline=True, **_CALLED_BY_KERNELS)
+if numba.config.DISABLE_JIT:
+    warnings.warn(
+        "NUMBA_DISABLE_JIT is set, but fastloss's kernels are compiled all the same: Python cannot interpret them",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@contextlib.contextmanager
+def _jit_enabled() -> Iterator[None]:
+    """A context in which Numba compiles whether or not NUMBA_DISABLE_JIT is set."""
+    with global_compiler_lock:
+        disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0
+        try:
+            yield
+        finally:
+            numba.config.DISABLE_JIT = disabled
+
+
+def _njit(**options):
+    return _jit_enabled()(numba.njit(**options, **_OPTIONS))
+
+
+inlined = _njit(forceinline=True, **_CALLED_BY_KERNELS)
 """Compile a helper that LLVM inlines where it is called."""
 
-shared = numba.njit(**_CALLED_BY_KERNELS)
+shared = _njit(**_CALLED_BY_KERNELS)
 """Compile a piece that several kernels call, and that LLVM need not inline."""
 
 
@@ -32,7 +59,7 @@ def inlined_by_type(build):
         raise TypeError(f"{build.__name__} can be called in compiled code alone")
 
     functools.update_wrapper(helper, build)
-    overload(helper, jit_options={"forceinline": True, **_CALLED_BY_KERNELS})(build)
+    overload(helper, jit_options={"forceinline": True, **_CALLED_BY_KERNELS, **_OPTIONS})(build)
     return helper
 
 
@@ -53,22 +80,8 @@ def _cached(function, variant, **options):
     renamed = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{variant}")
     renamed.__qualname__ = renamed.__name__
     renamed.__doc__ = function.__doc__
-    try:
-        dispatcher = numba.njit(cache=True, **options, **_OPTIONS)(renamed)
-    except RuntimeError:  # no folder to cache in can be written to
-        return numba.njit(**options, **_OPTIONS)(renamed)
-    _stamp(dispatcher)
+    dispatcher = _njit(**options)(renamed)
+    compile = _jit_enabled()(dispatcher.compile)
+    dispatcher.compile = lambda signature: apart(lambda: compile(signature))
+    _cache.attach(dispatcher)
     return dispatcher
-
-
-def _stamp(dispatcher: Any) -> None:
-    """Make the cached machine code depend on all kernel sources: Numba looks at the file of `dispatcher` alone."""
-    dispatcher._cache._cache_file._source_stamp = _hash_of_sources()
-
-
-@functools.cache
-def _hash_of_sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

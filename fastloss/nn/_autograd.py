@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional
 from torch import Tensor
 
-from fastloss import _engine, _reduction
+from fastloss import _engine, _reduction, _threads
 from fastloss.nn import _memory
 
 NAMES = (
@@ -68,20 +68,6 @@ def _buffer(input: Tensor, preserve: bool) -> np.ndarray:
     return _memory.empty(input.shape, strides and [stride * dtype.itemsize for stride in strides], dtype)
 
 
-class _TorchsThreads:
-    """A context in which kernels use no more threads than torch does, and after which torch uses as many as before."""
-
-    def __enter__(self) -> None:
-        self._threads = torch.get_num_threads()
-        self._limit = _engine.at_most(self._threads)
-        self._limit.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self._limit.__exit__(*exception)
-        if torch.get_num_threads() != self._threads:  # Numba's first launch on OpenMP sets it
-            torch.set_num_threads(self._threads)
-
-
 def _loss_tensor(loss: float | np.ndarray, dtype: torch.dtype) -> Tensor:
     if not isinstance(loss, np.ndarray):
         return torch.scalar_tensor(loss, dtype=dtype)
@@ -107,7 +93,7 @@ def class_loss(
     indices, probabilities = (None, array) if input.shape == target.shape else (array, None)
     weights = None if weight is None else np.ascontiguousarray(_weights(weight, weight.shape))
     out = _buffer(input, preserve=False) if with_grad else None
-    with _TorchsThreads():
+    with _threads.at_most(torch.get_num_threads()):
         loss, _ = _engine.class_loss(
             _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
             with_grad, out, name == "cross_entropy", upstream,
@@ -139,7 +125,7 @@ def element_loss(
     weights, pos_weights = _weights(weight, x.shape), _weights(pos_weight, x.shape)
     out = _buffer(input, _preserves(name, reduction)) if with_grad else None
     mean_over = _reduction.sum_of_weights(weights, x.size) if name == "mse_loss" else float(x.size)
-    with _TorchsThreads():
+    with _threads.at_most(torch.get_num_threads()):
         if name == "binary_cross_entropy":
             _engine.check_unit_interval("input", x)
             _engine.check_unit_interval("target", t)
@@ -284,7 +270,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int, logarithm: bool) -> Tensor:
         out = _buffer(input, preserve=False)
-        with _TorchsThreads():
+        with _threads.at_most(torch.get_num_threads()):
             (_engine.log_softmax if logarithm else _engine.softmax)(_array(input), dim, out)
         result = _tensor(out, input.dtype)
         ctx.save_for_backward(result)
@@ -300,7 +286,7 @@ class _Softmax(torch.autograd.Function):
 
 def _elements(name: str, input: Tensor) -> Tensor:
     out = _buffer(input, preserve=name == "sigmoid")
-    with _TorchsThreads():
+    with _threads.at_most(torch.get_num_threads()):
         _engine.element_function(name, _array(input), out)
     return _tensor(out, input.dtype)
 
