@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -42,8 +43,8 @@ TILE_ELEMENTS, TILE_ROWS = 1 << 13, 1 << 7
 TILE_CLASSES = 1 << 17
 """Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
 
-TARGETS_AT_ONCE = 1 << 16
-"""Class indices among which the first one out of range is looked for at once."""
+LOOKED_AT_ONCE = 1 << 16
+"""Elements among which the first one out of range is looked for at once."""
 
 STREAMED_BYTES = 1 << 23
 """Outputs from this size on bypass the caches, which they would only flush."""
@@ -113,15 +114,22 @@ def _streamed(*outputs: np.ndarray | None) -> bool:
     return any(output is not None and output.nbytes >= STREAMED_BYTES for output in outputs)
 
 
+def _first_where(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, ...] | None:
+    """Return the position of the first element that is `wrong`, None where none is any more: others may write to it."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, LOOKED_AT_ONCE):
+        found = wrong(flat[start : start + LOOKED_AT_ONCE])
+        if found.any():
+            return np.unravel_index(start + int(found.argmax()), array.shape)
+    return None
+
+
 def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
     """Raise the IndexError of the first class index that is out of range."""
-    flat = target.reshape(-1)
-    for start in range(0, flat.size, TARGETS_AT_ONCE):
-        some = flat[start : start + TARGETS_AT_ONCE]
-        invalid = ((some < 0) | (some >= classes)) & (some != ignore_index)
-        if invalid.any():
-            position = np.unravel_index(start + int(invalid.argmax()), target.shape)
-            raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
+    position = _first_where(target, lambda some: ((some < 0) | (some >= classes)) & (some != ignore_index))
+    if position is None:
+        raise IndexError(f"target has been changed during the call; a class index was none of {classes} classes")
+    raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
 
 
 def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
@@ -381,5 +389,7 @@ def check_unit_interval(name: str, array: np.ndarray) -> None:
     outside = np.empty(count)
     _threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
     if outside.any():
-        position = np.unravel_index(int(np.argmin((array >= 0) & (array <= 1))), array.shape)
+        position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
+        if position is None:
+            raise ValueError(f"{name} has been changed during the call; an element was not between 0 and 1")
         raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")

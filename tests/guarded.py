@@ -2,6 +2,8 @@
 
     python guarded.py cross_entropy small
 
+With "racing" in the place of "small", another thread writes valid and huge class indices to the target meanwhile.
+
 Reading or writing one byte outside an array kills this process. Each case is printed before it runs, so that the last
 line of the output names the one that did. The results are compared with plain NumPy in float64.
 """
@@ -12,6 +14,7 @@ import ctypes
 import itertools
 import mmap
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +213,40 @@ def element_function_case(name: str, dtype: np.dtype, shape: Shape, place: Place
     check(out, p if name == "sigmoid" else np.log(p), dtype)
 
 
+def racing(name: str) -> None:
+    """Call a loss of classes while its target changes: wherever it is looked at, it may be out of range.
+
+    Half of the calls do without the check that comes before the kernel, so that the kernel's own has to hold.
+    """
+    checked = _engine._valid_weight
+    for classes, rows in ((2, 20_000), (7, 10_000), (130, 1_000), (65_536 + 9, 3)):
+        place = Place("end")
+        rng = np.random.default_rng(classes)
+        x = place.copy(rng.normal(size=(rows, classes)).astype(np.float32))
+        weight = place.copy(rng.random(classes).astype(np.float32))
+        valid = rng.integers(0, classes, rows)
+        huge = rng.choice(np.array([classes, -1, 2**31, 2**40, 2**62, -(2**62)]), rows)
+        target, out = place.copy(valid), place.empty(x.shape, np.float32)
+        stop = threading.Event()
+
+        def flip(target: np.ndarray, stop: threading.Event, *values: np.ndarray) -> None:
+            while not stop.is_set():
+                for some in values:
+                    target[...] = some
+
+        thread = threading.Thread(target=flip, args=(target, stop, huge, valid), daemon=True)
+        thread.start()
+        for call in range(200):
+            _engine._valid_weight = checked if call % 2 else lambda *_: 1.0
+            out[...] = 7
+            try:
+                getattr(fl, name)(x, target, weight, return_grad=True, out=out)
+            except IndexError:
+                assert (out == 7).all()
+        stop.set()
+        thread.join()
+
+
 Work = tuple[Shape, Place, str]
 
 
@@ -245,6 +282,9 @@ def large_cases(name: str, itemsize: int) -> Iterator[Work]:
 
 
 def main(name: str, size: str) -> None:
+    if size == "racing":
+        racing(name)
+        return
     run = next(
         case
         for names, case in (

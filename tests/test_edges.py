@@ -262,6 +262,15 @@ def test_other_element_losses_at_the_extremes(dtype: np.dtype[Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)
+def test_the_gradient_of_a_square_overflows_only_where_it_is_too_large(dtype: np.dtype[Any]) -> None:
+    large = np.full(4, 0.9 * np.finfo(dtype).max, dtype)
+    loss, gradient = fl.mse_loss(large, np.zeros_like(large), return_grad=True)
+    assert loss == INF
+    assert_close(gradient, np.longdouble(large) / 2, dtype)
+    assert np.isinf(fl.mse_loss(large, np.zeros_like(large), reduction="sum", return_grad=True)[1]).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)
 def test_sigmoids_at_the_extremes(dtype: np.dtype[Any]) -> None:
     logits = np.array([-INF, INF, NAN, -1e4, 1e4, -100, 100, 0, -0.0], dtype)
     assert_close(fl.sigmoid(logits), oracles.sigmoid(logits), dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
+from fastloss import _engine
 
 LOGITS = np.zeros((4, 10), np.float32)
 INDICES = np.array([0, 1, 2, 3])
@@ -260,6 +261,17 @@ def test_out_that_overlaps_itself_gets_what_any_other_does() -> None:
     expected = fl.softmax(windows.copy())
     assert fl.softmax(windows, out=windows) is windows
     np.testing.assert_array_equal(windows[-1], expected[-1])
+
+
+@pytest.mark.parametrize("function", [*CLASS_LOSSES, fl.binary_cross_entropy])
+def test_what_another_thread_puts_right_is_an_error_all_the_same(
+    function: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error's position is looked for after the kernel has found that there is one."""
+    monkeypatch.setattr(_engine, "_first_where", lambda *_: None)
+    wrong = np.full((4, 10), 2.0) if function is fl.binary_cross_entropy else np.full(4, 17)
+    with pytest.raises((IndexError, ValueError), match=r"^target has been changed during the call"):
+        function(np.full((4, 10), 0.5), wrong)
 
 
 def test_numpys_error_state_does_not_matter() -> None:

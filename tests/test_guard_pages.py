@@ -18,13 +18,22 @@ pytestmark = [
 FUNCTIONS = guarded.CLASS_LOSSES + guarded.CLASS_FUNCTIONS + guarded.ELEMENT_LOSSES + guarded.ELEMENT_FUNCTIONS
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_memory_outside_the_arrays_is_not_touched(function: str, size: str) -> None:
-    """A process of its own, so that a crash is this test's failure and not the end of the test run."""
+def assert_survives(function: str, size: str, threads: int) -> None:
+    """Run it in a process of its own, so that a crash is this test's failure and not the end of the test run."""
     program = pathlib.Path(guarded.__file__)
-    environment = {**os.environ, "PYTHONPATH": str(program.parent.parent), "NUMBA_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(program.parent.parent), "NUMBA_NUM_THREADS": str(threads)}
     command = [sys.executable, str(program), function, size]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
     last_case = run.stdout.strip().splitlines()[-1] if run.stdout else "no case"
     assert run.returncode == 0, f"exit code {run.returncode} in the case {last_case}\n{run.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_memory_outside_the_arrays_is_not_touched(function: str, size: str) -> None:
+    assert_survives(function, size, threads=1)
+
+
+@pytest.mark.parametrize("function", guarded.CLASS_LOSSES)
+def test_targets_that_change_during_the_call_lead_to_no_other_memory(function: str) -> None:
+    assert_survives(function, "racing", threads=2)

@@ -98,8 +98,9 @@ def pointwise_block(
 
 @inlined
 def _squared_error(x, target, pos_weight):
+    """Return half the derivative, as all of it may overflow where it does not once it is scaled."""
     difference = x - target
-    return difference * difference, difference + difference
+    return difference * difference, difference
 
 
 @inlined
@@ -135,7 +136,7 @@ def mse(x, target, weight, pos_weight, scale, streaming, units_per_block, out_va
     """
     for block in prange(out_sum.size):
         out_sum[block] = pointwise_block(
-            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
+            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, 2.0 * scale, streaming,
             out_value, out_gradient,
         )  # fmt: skip
 
