@@ -6,7 +6,10 @@ All of them share some conventions.
   computed in float32. Integers, booleans and lists become float64.
 * Any memory layout will do: C and Fortran order, slices, reversed axes, read-only, byte-swapped and memory-mapped
   arrays. A copy is made only where no kernel can walk the layout.
-* No input is modified, unless it is also given as `out`. A call that raises has written nothing to `out`.
+* No input is modified, unless it is also given as `out`. A call that raises has written nothing to `out`; only one that
+  is interrupted (KeyboardInterrupt) or runs out of memory (MemoryError) can have.
+* Arguments that another thread changes during a call make its result undefined, but never lead to memory outside the
+  arrays: each class index is checked where it is used, and a row whose index is out of range by then is left out.
 * The result is the same bits on any number of threads.
 """
 

@@ -227,6 +227,16 @@ def test_out_is_untouched_by_other_errors() -> None:
         assert_untouched(ValueError, function, ONES, ONES, reduction="avg")
         assert_untouched(ValueError, function, ONES, ONES[:3])
     assert_untouched(ValueError, fl.cross_entropy, LOGITS + 1, ONES, ignore_index=1)
+    for function in CLASS_LOSSES:
+        assert_untouched(ValueError, function, LOGITS + 1, INDICES, weight=np.ones(9))
+        assert_untouched(ValueError, function, LOGITS + 1, INDICES[:3])
+        assert_untouched(TypeError, function, LOGITS + 1, INDICES, weight=np.ones(10, complex))
+        assert_untouched(TypeError, function, LOGITS + 1, INDICES * 1.0)
+        assert_untouched(TypeError, function, LOGITS + 1, INDICES, ignore_index=1.0)
+    for function in WEIGHTED:
+        assert_untouched(ValueError, function, ONES, ONES, weight=np.ones(4))
+        assert_untouched(TypeError, function, ONES, ONES.astype(complex))
+    assert_untouched(ValueError, fl.cross_entropy, LOGITS + 1, INDICES, label_smoothing=2)
 
 
 def test_out_that_overlaps_an_operand_is_no_error() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
+from guarded import guarded_empty
 
 from fastloss._kernels import _memory
 from fastloss._kernels._memory import SQUARE
@@ -146,6 +148,21 @@ def test_class_indices(dtype: str, step: int) -> None:
             values = [int(x[32 + step * lane]) for lane in range(LANES)]
             valid = [0 <= v < classes and v != ignored and lane < count for lane, v in enumerate(values)]
             assert out.tolist() == [v if good else -1 for v, good in zip(values, valid, strict=True)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+def test_class_indices_are_read_up_to_the_ends_of_the_array(dtype: str) -> None:
+    """One element more would be on an unreadable page."""
+    for count in (*COUNTS, 1000):
+        lanes = min(count, LANES)
+        out = np.zeros(LANES, np.int32)
+        back = 32 // max(lanes - 1, 1)
+        for side, step, size in (("end", 1, 32 + lanes), ("end", 2, 31 + 2 * lanes), ("begin", -back, 33)):
+            x = guarded_empty((size,), dtype, side)
+            x[...] = 3
+            _class_indices(x, step, count, 5, -100, out)
+            assert out.tolist() == [3] * lanes + [-1] * (LANES - lanes)
 
 
 @njit
