@@ -12,7 +12,7 @@ import peers
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_agree, assert_close
+from tolerances import assert_agree, assert_close, assert_no_worse
 
 import fastloss as fl
 
@@ -175,7 +175,7 @@ def test_ignored_class_counts_among_the_others(classes: int) -> None:
 def test_confident_predictions_keep_their_digits() -> None:
     """Where the label has probability 1 - 1e-9, both the loss and the gradient at the label are 1e-9."""
     for dtype in FLOATS:
-        for classes in CLASSES:
+        for classes in (2, *CLASSES):
             logits = np.full((9, classes), -20.7 - np.log(classes), dtype)
             logits[:, 1] = np.linspace(-1, 1, 9)
             target = np.ones(9, int)
@@ -191,6 +191,25 @@ def test_confident_predictions_keep_their_digits() -> None:
             ours, oracles.binary_cross_entropy_with_logits(logits, target, reduction="none"), strict=True
         ):
             assert_close(result, truth, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)
+@pytest.mark.parametrize("classes", [1, 2, *CLASSES])
+def test_masked_and_far_logits_are_no_worse_than_torchs(classes: int, dtype: np.dtype[Any]) -> None:
+    """Classes masked by -inf, others 1e4 apart, against longdouble; the label is among the rest."""
+    rng = np.random.default_rng(classes)
+    for others in (-INF, -1e4, 1e4):
+        logits = cases.logits_of((33, classes), dtype)
+        target = rng.integers(0, classes, 33)
+        masked = (rng.random(logits.shape) < 0.5) & (np.arange(classes) != target[:, None])
+        logits[masked] = others
+        ours = fl.cross_entropy(logits, target, reduction="none", return_grad=True)
+        theirs = peers.torch_loss(F.cross_entropy, logits, target, reduction="none")
+        truth = oracles.cross_entropy(logits, target, reduction="none")
+        for result, peers_result, exact_result in zip(ours, theirs, truth, strict=True):
+            assert_no_worse(result, peers_result, exact_result, dtype)
+        if others < 0:
+            assert not ours[1][masked].any()
 
 
 @pytest.mark.parametrize("classes", [2, 5, 60])
