@@ -42,7 +42,7 @@ _REDUCTIONS = frozenset(("mean", "sum", "none"))
 CROSSOVERS = {
     "binary_cross_entropy": (1 << 15, 1 << 13),
     "binary_cross_entropy_with_logits": (1 << 18, 1 << 17),
-    "cross_entropy": (1 << 19, 1 << 20),
+    "cross_entropy": (1 << 20, 1 << 20),
     "kl_div": (1 << 17, 1 << 15),
     "log_softmax": (1 << 23, 1 << 22),
     "logsigmoid": (1 << 23, 1 << 19),
