@@ -27,7 +27,7 @@ import numpy as np
 import fastloss as fl
 from fastloss import _threads
 
-PATIENCE = 200
+PATIENCE = 900
 """Seconds after which a process that does not get on is taken for hung."""
 
 Call = Callable[[], Any]

@@ -34,7 +34,7 @@ def run_battery(scenario: str, layer: str | None = None) -> str:
     if layer is not None:
         environment["NUMBA_THREADING_LAYER"] = layer
     command = [sys.executable, str(TESTS / "battery.py"), scenario]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1000)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()[-1]
 
