@@ -267,6 +267,16 @@ EDGES: dict[str, tuple[str, tuple[Tensor, ...], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_sum_too_large_for_its_dtype_is_infinite(dtype: torch.dtype) -> None:
+    input = torch.full((9, 3), -0.9 * torch.finfo(dtype).max, dtype=dtype)
+    target = torch.zeros(9, dtype=torch.int64)
+    for module in (F, own):
+        loss, gradient = evaluate(module.nll_loss, input, target, reduction="sum")
+        assert loss == INF
+        assert gradient.isfinite().all()
+
+
 def assert_agrees(name: str, *tensors: Tensor, **options: Any) -> None:
     ours = evaluate(getattr(F, name), *tensors, **options)
     for mine, expected in zip(ours, evaluate(getattr(own, name), *tensors, **options), strict=True):

@@ -70,7 +70,7 @@ def _buffer(input: Tensor, preserve: bool) -> np.ndarray:
 
 def _loss_tensor(loss: float | np.ndarray, dtype: torch.dtype) -> Tensor:
     if not isinstance(loss, np.ndarray):
-        return torch.scalar_tensor(loss, dtype=dtype)
+        return torch.scalar_tensor(loss, dtype=torch.float64).to(dtype)  # inf where it is too large for `dtype`
     if loss.dtype == np.uint16:
         return _tensor(loss, torch.bfloat16)
     return torch.from_numpy(loss).to(dtype)
