@@ -14,8 +14,8 @@ from .suite import cases, providers
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
-QUICK_MEMORY = ("fastloss", "numpy", "torch")
-"""Those whose peak memory is measured with --quick, as it takes two processes each."""
+QUICK_MEMORY = ("fastloss",)
+"""Whose peak memory is measured with --quick: that of each takes two processes and some ten seconds."""
 
 
 def options() -> argparse.Namespace:
