@@ -1,7 +1,7 @@
 """The vector value type: `LANES` lanes of one dtype that add, multiply and compare like a number.
 
-A `Vector` is a Numba type whose value is one LLVM vector, so LLVM maps it to whatever registers the CPU has: two of
-SSE, one of AVX2, half of AVX-512, two of NEON. Every operation here is generic LLVM, none belongs to one architecture.
+A `Vector` is a Numba type whose value is one LLVM vector, so LLVM maps it to whatever registers the CPU has: four of
+SSE, two of AVX2, one of AVX-512, four of NEON. Every operation here is generic LLVM, none belongs to one architecture.
 
 The functions take scalars as well as vectors, so that a formula written with them compiles for both. `_memory` loads
 and stores them.
@@ -18,7 +18,7 @@ from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
 LANES = 16
-"""Lanes of every vector: a register of AVX2 in float32, two in float64."""
+"""Lanes of every vector: a register of AVX-512 in float32, two in float64."""
 
 
 class Vector(types.Type):
