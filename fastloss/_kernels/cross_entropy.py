@@ -157,7 +157,7 @@ def cross_entropy_rows(
     losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
     `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
     terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
-    gradient are 0. Each thread needs one row of memory beside its outputs.
+    gradient are 0. Each thread needs two rows of memory beside its outputs.
     """
     rows = x.shape[0] * x.shape[2]
     for block in prange(out_loss_sum.size):
