@@ -108,9 +108,9 @@ def test_a_provider_that_is_not_installed_is_skipped(monkeypatch: pytest.MonkeyP
 
 
 def test_peak_memory_is_that_of_the_gradient() -> None:
-    case = Case("cross_entropy", (20_000, 100))
+    case = Case("cross_entropy", (100_000, 100))
     peak = measure.peak_extra_bytes("fastloss", case, "gradient")
-    assert 0.9 * 8_000_000 < peak < 2 * 8_000_000
+    assert 0.9 * 40_000_000 < peak < 1.5 * 40_000_000
     assert measure.peak_extra_bytes("fastloss", case, "forward") < 4_000_000
 
 
@@ -159,7 +159,7 @@ def test_the_command_measures_saves_plots_and_writes_the_readme(tmp_path: pathli
     assert "CE 20,000 x 1,000" in done.stdout
     table = json.loads(saved.read_text())["tables"][0]
     assert {"fastloss", "fastloss.nn", "numpy", "torch", "copy"} <= {row["provider"] for row in table["rows"]}
-    assert all(row["extra_bytes"] is not None for row in table["rows"] if row["provider"] in ("numpy", "torch"))
+    assert all(row["extra_bytes"] is not None for row in table["rows"] if row["provider"] == "fastloss")
     assert plot.read_bytes()[1:4] == b"PNG"
     written = readme.read_text()
     assert "old" not in written
