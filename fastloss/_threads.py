@@ -36,8 +36,21 @@ _launching: set[int] = set()
 _alone = False
 """Whether calls run serially, because this process was forked from one whose threading layer does not survive that."""
 
-_forked = False
-"""Whether this process was forked from one that had imported fastloss."""
+
+def _is_forked() -> bool:
+    """Return whether this process goes on with what its parent began, as far as the platform tells."""
+    try:
+        with open("/proc/self/stat") as file:
+            status = file.read()
+    except OSError:
+        return False
+    flags = int(status.rpartition(")")[2].split()[6])
+    served = any("multiprocessing.forkserver" in argument for argument in sys.orig_argv)  # by one that began nothing
+    return bool(flags & 0x40) and not served  # PF_FORKNOEXEC of Linux, include/linux/sched.h
+
+
+_forked = _is_forked()
+"""Whether this process was forked, before fastloss was imported or after."""
 
 _starter: int | None = None
 """The thread that started the layer. tbb survives a fork by that one alone."""
@@ -173,10 +186,18 @@ def _start() -> None:
 
 
 def _find_tbb() -> bool:
-    """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can."""
+    """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can.
+
+    Beside torch it is left alone unless the user asks for it. torch's threads are OpenMP's, which spin for some
+    milliseconds after each of its calls: kernels on omp run on them, kernels on tbb share the cores with them and take
+    1.3 to 1.9 times as long.
+    """
     from numba import config
 
-    if str(config.THREADING_LAYER).lower() in ("omp", "workqueue"):  # type: ignore[attr-defined]  # set on import
+    layer = str(config.THREADING_LAYER).lower()  # type: ignore[attr-defined]  # set on import
+    if layer in ("omp", "workqueue"):
+        return False
+    if layer == "default" and sys.platform == "linux" and "torch" in sys.modules and not _forked:
         return False
     libraries = ["libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

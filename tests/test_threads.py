@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import battery
 import numba
@@ -28,42 +28,71 @@ needs_tbb = pytest.mark.skipif(not HAS_TBB, reason="there is no tbb wheel for th
 layers = pytest.mark.parametrize("layer", ["omp", "workqueue", pytest.param("tbb", marks=needs_tbb)])
 
 
-def run_battery(scenario: str, layer: str | None = None) -> str:
-    """Run the scenario in a process of its own, on `layer`; return the name of the layer that it ran on."""
+PARALLEL_CALL = """
+import numba, numpy as np, fastloss as fl
+logits = np.zeros((1000, 100), np.float32)
+assert abs(fl.cross_entropy(logits, np.arange(1000) % 100) - np.log(100)) < 1e-5
+print(numba.threading_layer())
+"""
+
+
+def run_apart(*arguments: str) -> str:
+    """Run Python in a process of its own; return the last word that it prints, which names the threading layer."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "NUMBA_NUM_THREADS": "2"}
-    if layer is not None:
-        environment["NUMBA_THREADING_LAYER"] = layer
-    command = [sys.executable, str(TESTS / "battery.py"), scenario]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1000)
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=1000)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()[-1]
 
 
+def run_battery(scenario: str) -> str:
+    return run_apart(str(TESTS / "battery.py"), scenario)
+
+
 @pytest.mark.slow
 @layers
-def test_threads(layer: str) -> None:
-    assert run_battery("threads", layer) == layer
+def test_threads(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", layer)
+    assert run_battery("threads") == layer
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @layers
-def test_forks(layer: str) -> None:
-    assert run_battery("forks", layer) == layer
+def test_forks(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", layer)
+    assert run_battery("forks") == layer
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no forkserver")
 @needs_tbb
 def test_processes_that_are_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a wish of the user's, the layer is tbb where it is installed."""
+    """Without a wish of the user's, and before torch is imported, the layer is tbb where it is installed."""
     monkeypatch.delenv("NUMBA_THREADING_LAYER", raising=False)
     assert run_battery("methods") == "tbb"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's threads are not those of the omp layer")
+def test_beside_torch_the_layer_is_that_of_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_THREADING_LAYER", raising=False)
+    assert run_apart("-c", "import torch; " + PARALLEL_CALL) == "omp"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that it was forked")
+@pytest.mark.parametrize("layer", ["omp", "default"])
+def test_fastloss_is_imported_in_a_child_of_a_process_that_used_torch(
+    layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", layer)
+    in_parent = "import os, sys, torch; torch.randn(1000, 1000).exp().sum(); child = os.fork(); "
+    wait = "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) if child else None; "
+    assert run_apart("-c", in_parent + wait + PARALLEL_CALL) == ("tbb" if HAS_TBB and layer == "default" else "omp")
+
+
 @pytest.mark.parametrize("layer", ["default", "TBB", "safe", "omp", "workqueue"])
+@pytest.mark.parametrize("beside_torch", [False, True])
 @pytest.mark.parametrize("place", ["the loader's path", "a wheel", "a wheel for another platform", "nowhere"])
-def test_where_tbb_is_looked_for(layer: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_tbb_is_looked_for(layer: str, beside_torch: bool, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(_: str) -> list[importlib.metadata.PackagePath]:
         if "wheel" not in place:
             raise importlib.metadata.PackageNotFoundError
@@ -75,11 +104,16 @@ def test_where_tbb_is_looked_for(layer: str, place: str, monkeypatch: pytest.Mon
         loaded.append(path)
 
     loaded: list[str] = []
+    if beside_torch:
+        monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    else:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
     monkeypatch.setattr(importlib.metadata, "files", files)
     monkeypatch.setattr(importlib.metadata.PackagePath, "locate", lambda path: pathlib.PurePosixPath("/lib", path.name))
     monkeypatch.setattr(ctypes, "CDLL", load)
-    wanted = layer not in ("omp", "workqueue")
+    wanted = layer not in ("omp", "workqueue") and not (layer == "default" and beside_torch)
     assert _threads._find_tbb() == bool(loaded) == (wanted and place in ("the loader's path", "a wheel"))
 
 
