@@ -7,8 +7,9 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from numba import types
 
-from fastloss._kernels.elementary import FLOAT32, FLOAT64, Format
+from fastloss._kernels.elementary import EXP2_COEFFICIENTS, FLOAT32, FLOAT64, Format
 
 FORMATS = [pytest.param(FLOAT32, id="float32"), pytest.param(FLOAT64, id="float64")]
 
@@ -32,6 +33,14 @@ def test_tables_are_chebyshev_fits(f: Format, table: str) -> None:
             "log1p": (f.log1p_coefficients, of_logarithm, [0, mpmath.mpf(1) / 9]),
         }[table]
         fit = mpmath.chebyfit(formula, interval, len(coefficients))[::-1]
+        np.testing.assert_allclose(coefficients, [float(c) for c in fit], rtol=1e-12)
+
+
+@pytest.mark.parametrize("element", EXP2_COEFFICIENTS, ids=str)
+def test_tables_for_halves_are_chebyshev_fits(element: types.Integer) -> None:
+    coefficients = EXP2_COEFFICIENTS[element]
+    with mpmath.workdps(40):
+        fit = mpmath.chebyfit(lambda f: mpmath.mpf(2) ** f, [-0.5, 0.5], len(coefficients))[::-1]
         np.testing.assert_allclose(coefficients, [float(c) for c in fit], rtol=1e-12)
 
 

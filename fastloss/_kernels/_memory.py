@@ -176,9 +176,11 @@ def _narrow(builder, value, dtype):
         bits = builder.bitcast(value, wide)
         odd = builder.and_(builder.lshr(bits, splat(16)), splat(1))
         rounded = builder.add(bits, builder.add(odd, splat(0x7FFF)))
-        quiet_nan = builder.or_(bits, splat(0x400000))  # the addition above could carry a nan's bits into inf
-        rounded = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
-        return builder.trunc(builder.lshr(rounded, splat(16)), _stored(dtype, lanes))
+        is_nan = builder.fcmp_unordered("uno", value, value)  # the addition could carry its bits into inf
+        rounded = builder.select(is_nan, splat(0x7FC00000), rounded)
+        # The upper halves, taken so: of two registers in one instruction, where a shift and a truncation would be six.
+        halves = builder.bitcast(rounded, _stored(dtype, 2 * lanes))
+        return builder.shuffle_vector(halves, halves, _lane_list(range(1, 2 * lanes, 2)))
     return value
 
 
@@ -427,28 +429,38 @@ def load_pairs(typingctx, source, offset):
     return pair(source, offset), generate
 
 
-@intrinsic
-def store_pairs(typingctx, target, offset, first, second, streaming):
-    """Write the lanes of two vectors alternately to the 2 * LANES elements from `target[offset]` on.
+def _store_two(lane_at):
+    """Return the intrinsic that writes lane `lane_at(i)` of two vectors, counted through both, to `target[offset + i]`.
 
-    If `streaming`, they must be aligned to a cache line, go past the caches, and a fence must follow.
+    If `streaming`, the 2 * LANES elements must be aligned to a cache line, go past the caches, and a fence must follow.
     """
-    dtype = target.dtype
 
-    def generate(context, builder, signature, arguments):
-        index = ir.VectorType(ir.IntType(32), 2 * LANES)
-        places = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
-        value = _narrow(builder, builder.shuffle_vector(arguments[2], arguments[3], ir.Constant(index, places)), dtype)
-        address = _element_address(context, builder, signature, arguments)
-        address = builder.bitcast(address, value.type.as_pointer())
-        with builder.if_else(arguments[4]) as (past, through):
-            with past:
-                _stream(builder, value, address)
-            with through:
-                builder.store(value, address, align=dtype.bitwidth // 8)
-        return context.get_dummy_value()
+    @intrinsic
+    def function(typingctx, target, offset, first, second, streaming):
+        dtype = target.dtype
 
-    return types.void(target, offset, first, second, streaming), generate
+        def generate(context, builder, signature, arguments):
+            lanes = _lane_list(lane_at(i) for i in range(2 * LANES))
+            value = _narrow(builder, builder.shuffle_vector(arguments[2], arguments[3], lanes), dtype)
+            address = _element_address(context, builder, signature, arguments)
+            address = builder.bitcast(address, value.type.as_pointer())
+            with builder.if_else(arguments[4]) as (past, through):
+                with past:
+                    _stream(builder, value, address)
+                with through:
+                    builder.store(value, address, align=dtype.bitwidth // 8)
+            return context.get_dummy_value()
+
+        return types.void(target, offset, first, second, streaming), generate
+
+    return function
+
+
+store_pairs = _store_two(lambda i: i // 2 + LANES * (i % 2))
+"""Write the lanes of two vectors alternately."""
+
+store_two = _store_two(lambda i: i)
+"""Write one vector behind the other: halves fill a cache line so."""
 
 
 def _load_vector(builder, base, offset, dtype, lanes=LANES):

@@ -128,14 +128,12 @@ def _rows(
         if out_log_softmax is not None:
             write_log_softmax(source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), zero, classes, streaming)
         if out_gradient is not None:
-            for block in range(blocks):
-                put(factors, block, factor * exp(load_one(references, block) - highest))
-            gradient = row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming)
-            if blocks == 1:  # so few stores wait in the core's buffers while it goes on
-                write_blocks(gradient, zero, blocks)
-            else:
-                pending = gradient
-                exponentials, spare = spare, exponentials
+            put(factors, zero, factor)
+            if blocks > 1:  # else the reference is the maximum
+                for block in range(blocks):
+                    put(factors, block, factor * exp(load_one(references, block) - highest))
+            pending = row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming)
+            exponentials, spare = spare, exponentials
     if out_gradient is not None:
         write_blocks(pending, zero, blocks)
     keep(buffer)

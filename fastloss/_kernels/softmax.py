@@ -25,11 +25,12 @@ from fastloss._kernels._memory import (
     put,
     store,
     store_first,
+    store_two,
     stream,
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, multiply_add, select, sum_lanes
-from fastloss._kernels.elementary import exp, exp_scaled, unscale
+from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
 
 BLOCK = 1024
 """Classes in a block: 4 KiB of float32. A lane adds 64 of them in its own precision, the rest is float64."""
@@ -80,7 +81,7 @@ def row_buffer(x, out, size):
 @inlined
 def _exponential(source, scratch, i, count, reference):
     """Return e**(x - reference), scaled, of the `count` <= LANES classes from i on; write it to `scratch` if any."""
-    e = exp_scaled(load_lanes(source, i, count, -np.inf) - reference)
+    e = exp_scaled_for(source, load_lanes(source, i, count, -np.inf) - reference)
     if scratch is not None:
         store(scratch, i, e)
     return e
@@ -116,6 +117,8 @@ def _block_sum(source, scratch, upcoming, start, stop, label, reference):
 def merge(highest, total, other_highest, other_total):
     """Return the (maximum, sum of exponentials relative to it) of the union of two sets of logits."""
     if other_highest > highest:
+        if total == 0.0:
+            return other_highest, other_total
         return other_highest, total * exp(highest - other_highest) + other_total
     if other_highest == -np.inf:  # of this set all is -inf, or nothing but nan is left
         return highest, total + other_total
@@ -140,12 +143,14 @@ def maximum_and_sum(source, scratch, references, upcoming, start, head, stop, la
         block_highest = maximum(source, start, end)
         reference = 0.0 if block_highest == -np.inf else block_highest
         following = advance(source, end) if end < stop else upcoming
+        if gradient is not None and block == 0:
+            write_blocks(gradient, block, block + 1)  # here, while the core waits for what it is made of, and for m
         block_total = _block_sum(source, scratch, following, start, end, label, reference)
+        if gradient is not None and block > 0:
+            write_blocks(gradient, block, block + 1)
         highest, total = merge(highest, total, block_highest, block_total)
         if references is not None:
             put(references, block, reference)
-        if gradient is not None:
-            write_blocks(gradient, block, block + 1)
         block += 1
         start = end
     return highest, total
@@ -220,9 +225,9 @@ def lines_of(out, start, stop, streaming):
 
 
 @inlined
-def _write_gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, out, i, count, streaming):
+def _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count):
     if scratch is None:
-        e = exp_scaled(load_lanes(source, i, count, 0.0) - reference)
+        e = exp_scaled_for(source, load_lanes(source, i, count, 0.0) - reference)
     else:
         e = load(scratch, i)
     gradient = e * factor * unscale(e)
@@ -230,21 +235,22 @@ def _write_gradient_lanes(source, scratch, reference, factor, scale, soft, label
         gradient = gradient - soft_lanes(e, soft, i, count) * scale
     if 0 <= label - i < LANES:
         gradient = select(lane_numbers() == label - i, at_label, gradient)
-    write_lanes(out, i, gradient, count, streaming)
+    return gradient
 
 
 @shared
 def _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
     i = start
-    while i + LANES <= stop:
-        _write_gradient_lanes(
-            source, scratch, reference, factor, scale, soft, label, at_label, out, i, LANES, streaming
-        )
+    while i + 2 * LANES <= stop:
+        first = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, LANES)
+        second = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i + LANES, LANES)
+        store_two(out, i, first, second, streaming)
+        i += 2 * LANES
+    while i < stop:
+        count = min(stop - i, LANES)
+        gradient = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count)
+        write_lanes(out, i, gradient, count, streaming)
         i += LANES
-    if i < stop:
-        _write_gradient_lanes(
-            source, scratch, reference, factor, scale, soft, label, at_label, out, i, stop - i, streaming
-        )
 
 
 @inlined
