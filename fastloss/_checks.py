@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 
 FLOATS = "float16, bfloat16, float32 or float64"
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Return whether `dtype` is the bfloat16 of ml_dtypes, which need not be installed."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+    return dtype.itemsize == 2 and dtype.name == "bfloat16"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Return whether `dtype` is one of `FLOATS`, in any byte order."""
-    return dtype.newbyteorder("=") in (np.float16, np.float32, np.float64) or is_bfloat16(dtype)
+    return dtype.char in "efd" or is_bfloat16(dtype)
 
 
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which elements of `dtype` are computed: float32 for the half types, else itself."""
-    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+    return _FLOAT64 if dtype.char == "d" else _FLOAT32
 
 
 def at(position: Sequence[Any]) -> str:

@@ -97,7 +97,7 @@ def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | Non
         return np.empty_like(input, subok=False)
     overlaps = [np.may_share_memory(out, other) for other in others if other is not None]
     overlaps.append(np.may_share_memory(out, input) and not _same_memory(out, input))
-    if any(overlaps) or _layout.overlaps_itself(out) or not out.flags.aligned:
+    if any(overlaps) or not out.flags.aligned or (not out.flags.c_contiguous and _layout.overlaps_itself(out)):
         return np.empty_like(input, subok=False)
     return out
 
@@ -140,9 +140,9 @@ def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: n
     blocks = _threads.block_count(target.size, length)
     sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
     _threads.run(k.targets.survey_targets, target.size, view, classes, ignore_index, weight, length, sums, invalid)
-    if invalid.any():
+    if any(invalid.tolist()):
         _raise_invalid(target, classes, ignore_index)
-    return float(sums.sum())
+    return sum(sums.tolist())
 
 
 class _RowWork(NamedTuple):

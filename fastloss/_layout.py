@@ -7,6 +7,7 @@ slices and reversed axes all come down to three strides.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,19 +39,22 @@ def stored(array: np.ndarray) -> np.ndarray:
     return writable(array)
 
 
-def _by_stride(array: np.ndarray, axes: Sequence[int]) -> list[int]:
-    """Return `axes` from the longest stride of `array` to the shortest."""
-    return sorted(axes, key=lambda axis: -abs(array.strides[axis]))
+def _by_stride(strides: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """Return `axes` from the longest of the `strides` to the shortest."""
+    return sorted(axes, key=lambda axis: -abs(strides[axis]))
 
 
-def _groups(arrays: Sequence[np.ndarray], axes: Sequence[int]) -> list[list[int]]:
-    """Return `axes` in groups that each are one axis in the memory of all `arrays`, leaving out those of length 1."""
+def _groups(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int]) -> list[list[int]]:
+    """Return `axes` in groups that each are one axis in the memory of all arrays of the `shape` and the `strides`.
+
+    Axes of length 1 are left out.
+    """
     groups: list[list[int]] = []
     for axis in axes:
-        length = arrays[0].shape[axis]
+        length = shape[axis]
         if length == 1:
             continue
-        if groups and all(array.strides[groups[-1][-1]] == array.strides[axis] * length for array in arrays):
+        if groups and all(of_array[groups[-1][-1]] == of_array[axis] * length for of_array in strides):
             groups[-1].append(axis)
         else:
             groups.append([axis])
@@ -93,8 +97,13 @@ class Rows(NamedTuple):
 
 def rows(arrays: Sequence[np.ndarray], class_axis: int) -> Rows | None:
     """Return how `arrays` of one shape become (outer, C, inner), None where their strides allow no such view."""
-    axes = _by_stride(arrays[0], [axis for axis in range(arrays[0].ndim) if axis != class_axis])
-    groups = _groups(arrays, axes)
+    return _rows(arrays[0].shape, tuple(array.strides for array in arrays), class_axis)
+
+
+@functools.lru_cache(128)
+def _rows(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], class_axis: int) -> Rows | None:
+    axes = _by_stride(strides[0], [axis for axis in range(len(shape)) if axis != class_axis])
+    groups = _groups(shape, strides, axes)
     if len(groups) > 2:
         return None
     outer, inner = ([[], [], *groups])[-2:]
@@ -111,7 +120,7 @@ def materialised(array: np.ndarray, like: np.ndarray) -> np.ndarray:
 def overlaps_itself(array: np.ndarray) -> bool:
     """Return whether elements of `array` may share memory, as those of broadcast arrays and sliding windows do."""
     extent = array.itemsize
-    for axis in reversed(_by_stride(array, range(array.ndim))):
+    for axis in reversed(_by_stride(array.strides, range(array.ndim))):
         if array.shape[axis] > 1:
             stride = abs(array.strides[axis])
             if stride < extent:
@@ -122,9 +131,11 @@ def overlaps_itself(array: np.ndarray) -> bool:
 
 def is_walkable_like(output: np.ndarray, input: np.ndarray) -> bool:
     """Return whether `elements` can view `output`, contiguous where `input` is, as at most three axes."""
-    axes = _by_stride(input, range(input.ndim))
+    axes = _by_stride(input.strides, range(input.ndim))
     inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
-    return len(_groups([output], axes)) <= 3 and all(output.strides[axis] == output.itemsize for axis in inner)
+    return len(_groups(output.shape, [output.strides], axes)) <= 3 and all(
+        output.strides[axis] == output.itemsize for axis in inner
+    )
 
 
 def elements(
@@ -135,14 +146,14 @@ def elements(
     Operands may be broadcast along it. An input or operand that cannot be walked with the others is copied. The outputs
     are such that `is_walkable_like` holds.
     """
-    axes = _by_stride(input, range(input.ndim))
+    axes = _by_stride(input.strides, range(input.ndim))
     inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
 
     def walkable(array: np.ndarray, strides: Sequence[int]) -> bool:
         return not inner or array.strides[inner[0]] in strides
 
     def groups_of(*arrays: np.ndarray | None) -> list[list[int]]:
-        return _groups([array for array in arrays if array is not None], axes)
+        return _groups(input.shape, [array.strides for array in arrays if array is not None], axes)
 
     if not walkable(input, [input.itemsize]):
         input = materialised(input, input)

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+LARGEST_FLOAT16 = 65504.0
+"""Whatever is no larger is in the range of every dtype."""
+
 
 def denominator(reduction: str, mean_over: float, batch: int) -> float:
     """Return what `reduction` divides the sum of the losses by; `mean_over` is the mean's, `batch` the batch size."""
@@ -22,13 +25,14 @@ def ratio(numerator: float, divisor: float) -> float:
 
 def reduced(loss_sums: np.ndarray, divisor: float) -> float:
     """Return the sum of the blocks' losses over `divisor`."""
-    with np.errstate(all="ignore"):
-        return ratio(float(loss_sums.sum()), divisor)
+    return ratio(sum(loss_sums.tolist()), divisor)  # floats of Python, that do not warn of inf - inf
 
 
 def in_dtype(loss: float | np.ndarray, dtype: np.dtype[Any]) -> Any:
     """Return the loss as a scalar or an array of `dtype`; inf where it is too large for it."""
-    with np.errstate(all="ignore"):
+    if not isinstance(loss, np.ndarray) and abs(loss) <= LARGEST_FLOAT16:
+        return dtype.type(loss)
+    with np.errstate(all="ignore"):  # for half of what a small call takes
         return loss.astype(dtype, copy=False)[()] if isinstance(loss, np.ndarray) else dtype.type(loss)
 
 

@@ -37,6 +37,13 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
+_STORED: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.uint16),
+    torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64),
+}  # fmt: skip
+"""The dtypes of the arrays that `_array` returns."""
+
+
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """Return the memory of `array` as a tensor of `dtype`."""
     if dtype is torch.bfloat16:
@@ -63,17 +70,19 @@ def _like(input: Tensor, preserve: bool) -> tuple[int, ...] | None:
 
 def _buffer(input: Tensor, preserve: bool) -> np.ndarray:
     """Return an array for a result of the input's shape and dtype."""
-    dtype = _array(input[:0] if input.dim() else input).dtype
+    dtype = _STORED[input.dtype]
     strides = _like(input, preserve)
     return _memory.empty(input.shape, strides and [stride * dtype.itemsize for stride in strides], dtype)
 
 
 def _loss_tensor(loss: float | np.ndarray, dtype: torch.dtype) -> Tensor:
-    if not isinstance(loss, np.ndarray):
-        return torch.scalar_tensor(loss, dtype=torch.float64).to(dtype)  # inf where it is too large for `dtype`
-    if loss.dtype == np.uint16:
-        return _tensor(loss, torch.bfloat16)
-    return torch.from_numpy(loss).to(dtype)
+    if isinstance(loss, np.ndarray):
+        losses = _tensor(loss, torch.bfloat16) if loss.dtype == np.uint16 else torch.from_numpy(loss).to(dtype)
+        return losses.contiguous()
+    try:
+        return torch.scalar_tensor(loss, dtype=dtype)
+    except RuntimeError:  # it is too large for `dtype`: inf
+        return torch.scalar_tensor(loss, dtype=torch.float64).to(dtype)
 
 
 def class_loss(
@@ -98,7 +107,7 @@ def class_loss(
             _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
             with_grad, out, name == "cross_entropy", upstream,
         )  # fmt: skip
-    value = _loss_tensor(loss, dtype).contiguous()
+    value = _loss_tensor(loss, dtype)
     return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
 
 

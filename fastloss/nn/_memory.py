@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import math
-import weakref
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,9 +40,7 @@ def empty(shape: Sequence[int], strides: Sequence[int] | None, dtype: np.dtype[A
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST_BYTES:
         return np.ndarray(shape, dtype, strides=strides)
-    lease = _Lease(_block(size + LINE), shape, strides, dtype)
-    weakref.finalize(lease, _give_back, lease.block).atexit = False
-    return np.asarray(lease)
+    return np.asarray(_Lease(_block(size + LINE), shape, strides, dtype))
 
 
 class _Lease:
@@ -65,6 +63,10 @@ class _Lease:
             "strides": None if strides is None else tuple(strides),
             "typestr": dtype.str,
         }
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            _give_back(self.block)
 
 
 def _block(size: int) -> np.ndarray:
