@@ -18,8 +18,6 @@ ROWS = [0, 1, 3, 7, 8, 9, 33]
 BATCHES = list(itertools.product(ROWS, CLASSES))
 VECTORS = [(1,), (2,), (9,), (128,), (1003,)]
 IMAGES = [(2, 3, 5), (3, 128, 2, 3), (2, 5, 1, 4), (1, 9, 33), (2, 128, 1), (2, 1, 3, 2, 2), (0, 3, 2), (2, 3, 0)]
-MATRICES = [shape for shape in BATCHES if min(shape) > 1]
-"""Those that Numba compiles for once: it does so again where an axis of length 1 makes a transpose contiguous."""
 SHAPES: list[tuple[int, ...]] = [*BATCHES, *VECTORS, *IMAGES]
 
 ELEMENTS: list[tuple[int, ...]] = [

@@ -12,6 +12,7 @@ import pytest
 from tolerances import assert_agree
 
 import fastloss as fl
+from fastloss import _engine
 
 SHAPES: list[tuple[int, ...]] = [(9, 7), (9, 130), (3, 5, 4), (2, 130, 3, 2)]
 FLOAT32 = np.dtype(np.float32)
@@ -36,6 +37,16 @@ def check(function: Callable[..., Any], lay_out: cases.Layout, folder: pathlib.P
         for result, expected_result in zip(function(*laid_out, return_grad=True), expected, strict=True):
             assert_agree(result, expected_result, arguments[0].dtype)
         np.testing.assert_array_equal(laid_out[position], before)
+
+
+def test_one_kernel_serves_all_layouts() -> None:
+    logits, kernels = cases.logits_of((9, 130), FLOAT32), _engine._lazy()
+    for kernel, axis in ((kernels.ce.cross_entropy_rows, 1), (kernels.tiles.cross_entropy_tiles, 0)):
+        fl.softmax(logits, axis)
+        compiled = len(kernel.serial.overloads)
+        for array in (logits.copy("F"), logits[:1], logits[:, :129], logits[:, ::2]):
+            fl.softmax(array, axis)
+        assert len(kernel.serial.overloads) == compiled
 
 
 @each_layout

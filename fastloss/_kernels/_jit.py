@@ -81,7 +81,25 @@ def _cached(function, variant, **options):
     renamed.__qualname__ = renamed.__name__
     renamed.__doc__ = function.__doc__
     dispatcher = _njit(**options)(renamed)
-    compile = _jit_enabled()(dispatcher.compile)
-    dispatcher.compile = lambda signature: apart(lambda: compile(signature))
+    compile = dispatcher.compile
+
+    @_jit_enabled()
+    def compile_for_any_layout(signature):
+        general = tuple(map(_in_any_layout, signature))
+        entry_point = compile(general)
+        if general != signature:
+            dispatcher._insert([argument._code for argument in signature], entry_point, False)
+        return entry_point
+
+    dispatcher.compile = lambda signature: apart(lambda: compile_for_any_layout(signature))
     _cache.attach(dispatcher)
     return dispatcher
+
+
+def _in_any_layout(argument):
+    """Return the type of an argument, of any layout for arrays of three axes: kernels walk these by their strides.
+
+    Numba would compile a kernel once more for C order, Fortran order and neither, to the same instructions.
+    """
+    is_walked = isinstance(argument, numba.types.Array) and argument.ndim == 3
+    return argument.copy(layout="A") if is_walked else argument
