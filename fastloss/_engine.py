@@ -37,8 +37,13 @@ FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
-TILE_ELEMENTS, TILE_ROWS = 1 << 13, 1 << 7
-"""A tile has at most so many elements and rows: it fits in the first-level cache."""
+TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
+"""A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
+its copy in the order of the output, and what is read next."""
+
+RUN_ELEMENTS, RUN_ROWS = 1 << 16, 192
+"""A tile of other rows has at most so many: what is read and written at once are the rows of one class, and the longer
+these runs are the better, up to the second-level cache."""
 
 TILE_CLASSES = 1 << 17
 """Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
@@ -203,11 +208,12 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
     elif not side_by_side or classes < ROWS_FROM:
         lanes = k.softmax.LANES
-        tile_rows = min(max(TILE_ELEMENTS // classes // lanes, 1), TILE_ROWS // lanes, -(-inner // lanes)) * lanes
+        most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
+        tile_rows = min(max(most_elements // classes // lanes, 1), most_rows // lanes, -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
         length = block_length(tiles, tile_rows * classes)
         sums = np.empty(block_count(tiles, length))
-        kernel, settings = k.tiles.cross_entropy_tiles, (tile_rows, length)
+        kernel, settings = k.tiles.cross_entropy_tiles, (streamed, tile_rows, length)
     elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
         statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))

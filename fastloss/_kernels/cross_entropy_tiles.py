@@ -16,6 +16,7 @@ from fastloss._kernels._memory import (
     advance,
     class_indices,
     empty_accumulators,
+    fence,
     gather,
     keep,
     load,
@@ -28,11 +29,13 @@ from fastloss._kernels._memory import (
     store,
     store_first,
     store_pairs,
+    store_two,
     transpose,
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
+from fastloss._kernels.softmax import lines_of, write_lanes
 from fastloss._kernels.targets import weight_of
 
 ADDENDS = 16
@@ -130,11 +133,34 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
         row += LANES
 
 
+@shared
+def _write_run(source, out, count, streaming):
+    """Copy `count` accumulators to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
+    first, last = lines_of(out, 0, count, streaming)
+    for begin, end, past in ((0, first, False), (first, last, True), (last, count, False)):
+        i = begin
+        while i + 2 * LANES <= end:
+            store_two(out, i, load(source, i), load(source, i + LANES), past)
+            i += 2 * LANES
+        while i < end:
+            write_lanes(out, i, load(source, i), min(end - i, LANES), past)
+            i += LANES
+
+
 @inlined
-def _write_tile(tile, tile_rows, array, o, start, count):
+def _write_tile(tile, tile_rows, flat, array, o, start, count, streaming):
     """Copy the class-major `tile` to array[o, :, start:start + count]."""
+    classes = array.shape[1]
     class_step, row_step = _steps(array)
-    _unstage(tile, tile_rows, pointer(array, (o, 0, start)), class_step, row_step, array.shape[1], count)
+    out = pointer(array, (o, 0, start))
+    if row_step == 1 and count > LANES:  # single lines far apart are faster through the caches
+        for c in range(classes):
+            _write_run(advance(tile, c * tile_rows), advance(out, c * class_step), count, streaming)
+    elif class_step == 1 and row_step == classes:
+        _unstage(tile, tile_rows, flat, 1, classes, classes, count)
+        _write_run(flat, out, count * classes, streaming)
+    else:
+        _unstage(tile, tile_rows, out, class_step, row_step, classes, count)
 
 
 @shared
@@ -237,13 +263,15 @@ def _rows_of_tile(
 @shared
 def _tiles(
     first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
-    tile_rows, out_gradient, out_log_softmax, out_loss,
+    streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
     """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
     classes, inner = x.shape[1], x.shape[2]
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
     tile = pointer(tile_array, (0,))
+    flat_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows + LANES)
+    flat = pointer(flat_array, (0,))
     soft_array = _tile_like(x, spread, max(classes, SQUARE) * tile_rows)
     soft_tile = pointer(soft_array, (0,))
     loss_array = empty_accumulators(x, tile_rows)
@@ -282,18 +310,21 @@ def _tiles(
         if out_loss is not None:
             out_loss[o, start : start + count] = loss_array[:count]
         if out_gradient is not None:
-            _write_tile(tile, tile_rows, out_gradient, o, start, count)
+            _write_tile(tile, tile_rows, flat, out_gradient, o, start, count, streaming)
         if out_log_softmax is not None:
-            _write_tile(tile, tile_rows, out_log_softmax, o, start, count)
+            _write_tile(tile, tile_rows, flat, out_log_softmax, o, start, count, streaming)
     keep(tile_array)
+    keep(flat_array)
     keep(soft_array)
+    if streaming:
+        fence()
     keep(loss_array)
     return sum_lanes(loss_sum)
 
 
 @kernel
 def cross_entropy_tiles(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, tile_rows,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, tile_rows,
     tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None.
@@ -307,5 +338,5 @@ def cross_entropy_tiles(
         first = np.int64(block) * tiles_per_block
         out_loss_sum[block] = _tiles(
             first, min(first + tiles_per_block, tiles), x, target, probabilities, class_weight, ignore_index,
-            keep_share, spread, soft_mass, scale, tile_rows, out_gradient, out_log_softmax, out_loss,
+            keep_share, spread, soft_mass, scale, streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
         )  # fmt: skip
