@@ -5,11 +5,13 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 
 | classes              | of a row                  | kernel                 |
 | -------------------- | ------------------------- | ---------------------- |
-| side by side         | 128 and more              | `cross_entropy_rows`   |
+| side by side         | 256 and more (1)          | `cross_entropy_rows`   |
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices     | `cross_entropy_pairs`  |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
+
+(1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import numpy as np
 from fastloss import _checks, _layout, _reduction, _threads
 from fastloss._kernels._apart import apart
 
-ROWS_FROM = 128
-"""From so many classes on, lanes over the classes of a row are faster than lanes over rows."""
+ROW_BYTES_FROM = 1 << 10
+"""From classes on that take so much, lanes over the classes of a row are faster than lanes over rows."""
 
 CHUNKS_FROM = 1 << 18
 """From so many classes on, the threads share each row: its exponentials would no longer fit in a thread's cache."""
@@ -206,7 +208,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         sums = np.empty(block_count(rows, length))
         kernel, settings = k.pairs.cross_entropy_pairs, (streamed, length)
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
-    elif not side_by_side or classes < ROWS_FROM:
+    elif not side_by_side or classes * _checks.accumulator(input.dtype).itemsize < ROW_BYTES_FROM:
         lanes = k.softmax.LANES
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         tile_rows = min(max(most_elements // classes // lanes, 1), most_rows // lanes, -(-inner // lanes)) * lanes

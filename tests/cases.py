@@ -13,11 +13,11 @@ import numpy as np
 DTYPES = [np.dtype(name) for name in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 INTEGERS = [np.dtype(kind + size) for kind, size in itertools.product("iu", "1248")]
 
-CLASSES = [1, 2, 3, 7, 8, 9, 16, 31, 100, 128, 1003, 2051]
+CLASSES = [1, 2, 3, 7, 8, 9, 16, 31, 100, 256, 1003, 2051]
 ROWS = [0, 1, 3, 7, 8, 9, 33]
 BATCHES = list(itertools.product(ROWS, CLASSES))
-VECTORS = [(1,), (2,), (9,), (128,), (1003,)]
-IMAGES = [(2, 3, 5), (3, 128, 2, 3), (2, 5, 1, 4), (1, 9, 33), (2, 128, 1), (2, 1, 3, 2, 2), (0, 3, 2), (2, 3, 0)]
+VECTORS = [(1,), (2,), (9,), (256,), (1003,)]
+IMAGES = [(2, 3, 5), (3, 256, 2, 3), (2, 5, 1, 4), (1, 9, 33), (2, 256, 1), (2, 1, 3, 2, 2), (0, 3, 2), (2, 3, 0)]
 SHAPES: list[tuple[int, ...]] = [*BATCHES, *VECTORS, *IMAGES]
 
 ELEMENTS: list[tuple[int, ...]] = [

@@ -24,7 +24,7 @@ LOSSES = CLASS_LOSSES + ELEMENT_LOSSES
 
 DTYPES = cases.DTYPES if LONG else [np.dtype(np.float32)]
 LAYOUTS = [name for name in cases.LAYOUTS if name != "memory-mapped"] if LONG else ["C"]
-LENGTHS = [1, 2, 3, 5, 8, 17, 33, 130, 300] if LONG else [2, 3, 5, 8, 17, 33, 130]
+LENGTHS = [1, 2, 3, 5, 8, 17, 33, 130, 300] if LONG else [2, 3, 5, 8, 17, 33, 260]
 MOST_ELEMENTS = 40_000 if LONG else 8_000
 SPECIALS = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1.0, 1e4, -1e4, 1e30, -1e30, 3e38, -3e38, 1e-40, -1e-45, 6e-8, 6e4]
 
