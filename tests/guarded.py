@@ -30,8 +30,20 @@ ROWS = (1, 2, 7, 8, 9, 33)
 LARGE_BYTES = (8 << 20) + 4096
 PAGE = mmap.PAGESIZE
 CLASS_LOSSES, CLASS_FUNCTIONS = ("cross_entropy", "nll_loss"), ("softmax", "log_softmax", "logsumexp")
-ELEMENT_LOSSES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "kl_div")
+LOG_TARGET = "kl_div with log_target"
+ELEMENT_LOSSES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "kl_div", LOG_TARGET)
 ELEMENT_FUNCTIONS = ("sigmoid", "log_sigmoid")
+FUNCTIONS = CLASS_LOSSES + CLASS_FUNCTIONS + ELEMENT_LOSSES + ELEMENT_FUNCTIONS
+
+FULL = np.dtype(np.float32)
+"""The dtype of every case; with the others those are left out that compile one more kernel, which takes seconds."""
+
+DTYPES = (FULL, *map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float64)))
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": ("weighted", "probabilities", "strided target"),
+    "nll_loss": ("weighted", "strided target"),
+    **dict.fromkeys(ELEMENT_LOSSES[:3], ("weighted", "by row", "by class")),
+}
 
 Shape = tuple[int, ...]
 
@@ -68,9 +80,7 @@ class Place:
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
         if self.layout == "class-strided" and len(shape) > 1:
-            memory_shape = (shape[0], *shape[2:], shape[1]) if len(shape) > 2 else shape[::-1]
-            array = guarded_empty(memory_shape, dtype, self.side, self.skipped)
-            return np.moveaxis(array, -1, 1) if len(shape) > 2 else array.T
+            return guarded_empty(shape[::-1], dtype, self.side, self.skipped).T
         if self.layout == "padded rows" and len(shape) > 1:
             array = guarded_empty((*shape[:-1], shape[-1] + 3), dtype, self.side, self.skipped)
             return array[..., 3:] if self.side == "end" else array[..., :-3]
@@ -79,6 +89,13 @@ class Place:
     def copy(self, values: np.ndarray) -> np.ndarray:
         array = self.empty(values.shape, values.dtype)
         array[...] = values
+        return array
+
+    def class_indices(self, labels: np.ndarray, strided: bool) -> np.ndarray:
+        """Return a copy that is not padded, or else one of every second element."""
+        array = guarded_empty((*labels.shape, 1 + strided), labels.dtype, self.side, self.skipped)
+        array = array[..., -1 if self.side == "end" else 0]
+        array[...] = labels
         return array
 
     def __str__(self) -> str:
@@ -136,7 +153,9 @@ def class_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: 
     else:
         labels = rng.integers(0, classes, (shape[0], *shape[2:]))
         labels[rng.random(labels.shape) < 0.3] = -100
-        target = place.copy(labels)
+        if dtype.itemsize == 2:
+            labels = labels.astype(np.min_scalar_type(-classes - 128))
+        target = place.class_indices(labels, variant == "strided target")
         if variant == "weighted":
             options["weight"] = place.copy(
                 rng.random(classes).astype(np.float64 if dtype == np.float64 else np.float32)
@@ -144,7 +163,7 @@ def class_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: 
             weight = options["weight"].astype(np.float64)
         one_hot = np.moveaxis(labels[..., None] == np.arange(classes), -1, 1)
         q = one_hot.astype(np.float64)
-        if variant == "weighted" and name == "cross_entropy":
+        if variant == "weighted" and name == "cross_entropy" and classes > 2:  # two have a kernel, but not if smoothed
             options["label_smoothing"] = 0.25
             q = np.where(one_hot.any(axis=1, keepdims=True), 0.75 * q + 0.25 / classes, 0.0)
     q = q * weight.reshape(-1, *[1] * (len(shape) - 2))
@@ -154,11 +173,11 @@ def class_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: 
     check(losses, -(q * log_p).sum(axis=1), dtype)
     expected = q.sum(axis=1, keepdims=True) * np.exp(log_p) - q if name == "cross_entropy" else -q
     check(gradient, expected, dtype)
-    if variant != "plain":
+    if variant != "plain" or dtype != FULL:
         return
     check_sum(getattr(fl, name)(x, target, reduction="sum"), -(q * log_p), dtype)
     for position, value in ((0, -1), (-1, classes), (labels.size // 2, 2**62)):
-        bad = place.copy(labels)
+        bad = place.class_indices(labels, strided=False)
         bad[np.unravel_index(position % labels.size, labels.shape)] = value
         out[...] = 7.0
         try:
@@ -184,25 +203,35 @@ def element_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant
     x = place.copy((rng.random(shape) * 0.75 + 0.125).astype(dtype))
     target = place.copy((rng.random(shape) * 0.75 + 0.125).astype(dtype))
     e, t = x.astype(np.float64), target.astype(np.float64)
+    options: dict[str, Any] = {"log_target": True} if name == LOG_TARGET else {}
+    w, p = np.ones(1), np.ones(1)
+    if variant != "plain":
+        weight_shape = {"by row": (shape[0], 1), "by class": shape[1:]}.get(variant, shape)
+        options["weight"] = place.copy(rng.random(weight_shape).astype(dtype))
+        w = options["weight"].astype(np.float64)
+        if name == "binary_cross_entropy_with_logits":
+            options["pos_weight"] = place.copy(rng.random(shape[1:]).astype(dtype))
+            p = options["pos_weight"].astype(np.float64)
+    s = 1 + (p - 1) * t
     losses, gradient = {
         "binary_cross_entropy": lambda: (-t * np.log(e) - (1 - t) * np.log(1 - e), (e - t) / (e * (1 - e))),
-        "binary_cross_entropy_with_logits": lambda: (np.log1p(np.exp(e)) - t * e, 1 / (1 + np.exp(-e)) - t),
+        "binary_cross_entropy_with_logits": lambda: (
+            (1 - t) * e + s * np.log1p(np.exp(-e)),
+            1 - t - s / (1 + np.exp(e)),
+        ),
         "mse_loss": lambda: ((e - t) ** 2, 2 * (e - t)),
         "kl_div": lambda: (t * (np.log(t) - e), -t),
+        LOG_TARGET: lambda: (np.exp(t) * (t - e), -np.exp(t)),
     }[name]()
-    if variant in ("weighted", "by row", "by class") and name != "kl_div":
-        weight_shape = {"by row": (shape[0], 1), "by class": shape[1:]}.get(variant, shape)
-        weight = place.copy(rng.random(weight_shape).astype(dtype))
-        options = {"weight": weight}
-        losses, gradient = losses * weight.astype(np.float64), gradient * weight.astype(np.float64)
-    else:
-        options = {}
+    losses, gradient = w * losses, w * gradient
+    function = getattr(fl, name.split()[0])
     out = place.empty(shape, dtype)
-    actual = getattr(fl, name)(x, target, **options, reduction="none", return_grad=True, out=out)
+    actual = function(x, target, **options, reduction="none", return_grad=True, out=out)
     assert actual[1] is out
     check(actual[0], losses, dtype)
     check(out, gradient, dtype)
-    check_sum(getattr(fl, name)(x, target, **options, reduction="sum"), losses, dtype)
+    if variant == "plain" and dtype == FULL:
+        check_sum(function(x, target, **options, reduction="sum"), losses, dtype)
 
 
 def element_function_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: str) -> None:
@@ -247,38 +276,44 @@ def racing(name: str) -> None:
         thread.join()
 
 
-Work = tuple[Shape, Place, str]
+Work = tuple[np.dtype, Shape, Place, str]
 
 
 def small_cases(name: str) -> Iterator[Work]:
+    """All layouts and sizes with each dtype.
+
+    The variants of a loss of classes are other kernels, so that dtypes but `FULL` have one of them for few classes and
+    another for many, which are different kernels too: all of dtypes, variants and kernels meet in pairs.
+    """
     of_classes = name in CLASS_LOSSES + CLASS_FUNCTIONS
     layouts = ("contiguous", "class-strided", "padded rows") if of_classes else ("contiguous", "padded rows")
-    for side in ("end", "begin"):
-        guard_engine(side)
+    variants = VARIANTS.get(name, ())
+    for (number, dtype), side in itertools.product(enumerate(DTYPES), ("end", "begin")):
         for layout, rows, classes in itertools.product(layouts, ROWS, CLASSES):
-            yield (rows, classes), Place(side, layout), "plain"
-        for classes in CLASSES if name in CLASS_LOSSES else ():
-            yield (3, classes, 7), Place(side), "plain"
-            yield (2, classes, 33), Place(side), "plain"
-        variants = {"cross_entropy": ("weighted", "probabilities"), "nll_loss": ("weighted",)}.get(name, ())
-        variants = variants or (("weighted", "by row", "by class") if name in ELEMENT_LOSSES else ())
-        for variant, rows, classes in itertools.product(variants, (2, 8, 9), CLASSES):
-            yield (rows, classes), Place(side), variant
+            yield dtype, (rows, classes), Place(side, layout), "plain"
+        for classes, shape in itertools.product(CLASSES if name in CLASS_LOSSES else (), ((3, 7), (2, 33))):
+            yield dtype, (shape[0], classes, shape[1]), Place(side), "plain"
+        for (position, variant), rows, classes in itertools.product(enumerate(variants), (2, 8, 9), CLASSES):
+            turn = (number + (classes >= _engine.ROWS_FROM)) % len(variants)
+            if dtype == FULL or not of_classes or position == turn:
+                yield dtype, (rows, classes), Place(side), variant
 
 
-def large_cases(name: str, itemsize: int) -> Iterator[Work]:
-    """Outputs that bypass the caches, their first element at any place in a cache line."""
-    elements = LARGE_BYTES // itemsize
-    for side, skipped in (("end", 0), ("begin", 1)):
-        guard_engine(side)
-        for classes in (100, 1003) if name in CLASS_LOSSES + CLASS_FUNCTIONS else (1003,):
-            yield (elements // classes + 1, classes), Place(side, "contiguous", skipped), "plain"
-        if name in CLASS_LOSSES + CLASS_FUNCTIONS:
-            yield (3, 65_536 + 9), Place(side, "contiguous", skipped), "plain"
-            yield (2, elements // 2 + 1), Place(side, "contiguous", skipped), "plain"
-            yield (elements // 7 + 1, 7), Place(side, "class-strided", skipped), "plain"
-        else:
-            yield (elements // 1003 + 1, 1003), Place(side, "padded rows", skipped), "plain"
+def large_cases(name: str) -> Iterator[Work]:
+    """Outputs that bypass the caches, their first element at any place in a cache line; and rows cut into chunks."""
+    of_classes = name in CLASS_LOSSES + CLASS_FUNCTIONS
+    for number, dtype in enumerate(DTYPES):
+        elements = LARGE_BYTES // dtype.itemsize
+        cases = [((elements // 1003 + 1, 1003), "contiguous"), ((elements // 1003 + 1, 1003), "padded rows")]
+        if of_classes:
+            cases = [((3, 65_536 + 9), "contiguous"), ((2, elements // 2 + 1), "contiguous")]
+        if of_classes and name != "logsumexp":  # whose output is small
+            cases += [((elements // classes + 1, classes), "contiguous") for classes in (2, 100, 1003)]
+            cases += [((elements // 7 + 1, 7), "class-strided")]
+        for position, (shape, layout) in enumerate(cases):
+            places = Place("end", layout), Place("begin", layout, skipped=1)
+            for place in places if dtype == FULL else [places[(number + position) % 2]]:
+                yield dtype, shape, place, "plain"
 
 
 def main(name: str, size: str) -> None:
@@ -295,15 +330,10 @@ def main(name: str, size: str) -> None:
         )
         if name in names
     )
-    # The others load and store with the pieces that these two show in every dtype.
-    every_dtype = size == "small" and name in ("cross_entropy", "binary_cross_entropy_with_logits")
-    dtypes = (
-        (np.float32, ml_dtypes.bfloat16, np.float64, np.float16) if every_dtype else (np.float32, ml_dtypes.bfloat16)
-    )
-    for dtype in map(np.dtype, dtypes):
-        for shape, place, variant in small_cases(name) if size == "small" else large_cases(name, dtype.itemsize):
-            print(dtype, shape, place, variant, flush=True)
-            run(name, dtype, shape, place, variant)
+    for dtype, shape, place, variant in {"small": small_cases, "large": large_cases}[size](name):
+        print(dtype, shape, place, variant, flush=True)
+        guard_engine(place.side)
+        run(name, dtype, shape, place, variant)
 
 
 if __name__ == "__main__":

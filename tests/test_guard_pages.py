@@ -10,12 +10,12 @@ import sys
 import guarded
 import pytest
 
+import fastloss as fl
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect"),
 ]
-
-FUNCTIONS = guarded.CLASS_LOSSES + guarded.CLASS_FUNCTIONS + guarded.ELEMENT_LOSSES + guarded.ELEMENT_FUNCTIONS
 
 
 def assert_survives(function: str, size: str, threads: int) -> None:
@@ -28,8 +28,12 @@ def assert_survives(function: str, size: str, threads: int) -> None:
     assert run.returncode == 0, f"exit code {run.returncode} in the case {last_case}\n{run.stderr[-2000:]}"
 
 
+def test_every_function_is_among_them() -> None:
+    assert set(fl.__all__) == {name.split()[0] for name in guarded.FUNCTIONS}
+
+
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", guarded.FUNCTIONS)
 def test_memory_outside_the_arrays_is_not_touched(function: str, size: str) -> None:
     assert_survives(function, size, threads=1)
 
