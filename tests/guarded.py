@@ -23,9 +23,9 @@ import ml_dtypes
 import numpy as np
 
 import fastloss as fl
-from fastloss import _engine
+from fastloss import _checks, _engine
 
-CLASSES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 100, 128, 130, 1003, 1030)
+CLASSES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 100, 130, 256, 258, 1003, 1030)
 ROWS = (1, 2, 7, 8, 9, 33)
 LARGE_BYTES = (8 << 20) + 4096
 PAGE = mmap.PAGESIZE
@@ -248,7 +248,7 @@ def racing(name: str) -> None:
     Half of the calls do without the check that comes before the kernel, so that the kernel's own has to hold.
     """
     checked = _engine._valid_weight
-    for classes, rows in ((2, 20_000), (7, 10_000), (130, 1_000), (65_536 + 9, 3)):
+    for classes, rows in ((2, 20_000), (7, 10_000), (258, 1_000), (65_536 + 9, 3)):
         place = Place("end")
         rng = np.random.default_rng(classes)
         x = place.copy(rng.normal(size=(rows, classes)).astype(np.float32))
@@ -294,7 +294,8 @@ def small_cases(name: str) -> Iterator[Work]:
         for classes, shape in itertools.product(CLASSES if name in CLASS_LOSSES else (), ((3, 7), (2, 33))):
             yield dtype, (shape[0], classes, shape[1]), Place(side), "plain"
         for (position, variant), rows, classes in itertools.product(enumerate(variants), (2, 8, 9), CLASSES):
-            turn = (number + (classes >= _engine.ROWS_FROM)) % len(variants)
+            many = classes * _checks.accumulator(dtype).itemsize >= _engine.ROW_BYTES_FROM
+            turn = (number + many) % len(variants)
             if dtype == FULL or not of_classes or position == turn:
                 yield dtype, (rows, classes), Place(side), variant
 
