@@ -217,7 +217,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         sums = np.empty(block_count(tiles, length))
         kernel, settings = k.tiles.cross_entropy_tiles, (streamed, tile_rows, length)
     elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
-        chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 16) * k.softmax.BLOCK
+        chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 8) * k.softmax.BLOCK
         statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))
         sums = np.empty(rows)
         kernel, settings = k.ce.cross_entropy_chunks, (streamed, chunk, statistics, results)

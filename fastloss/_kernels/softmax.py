@@ -32,8 +32,8 @@ from fastloss._kernels._memory import (
 from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, multiply_add, select, sum_lanes
 from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
 
-BLOCK = 1024
-"""Classes in a block: 4 KiB of float32. A lane adds 64 of them in its own precision, the rest is float64."""
+BLOCK = 2048
+"""Classes in a block: 8 KiB of float32. A lane adds 128 of them in its own precision, the rest is float64."""
 
 
 @inlined
