@@ -259,9 +259,8 @@ def soak(seconds: float) -> None:
     """Mixed calls from 4 threads, wrong ones too; print by how many MiB the memory grew after the first quarter.
 
     What is in use of malloc's must not grow at all, and is all that can leak but for Python's small objects. What is
-    resident has these too, and the holes in the heaps of malloc's, which differ from run to run by some MiB and widen
-    for hours with anything that allocates arrays of many sizes in several threads. With MALLOC_MMAP_THRESHOLD_=65536
-    arrays have pages of their own, so that it has no holes to show.
+    resident has these too, and the holes in malloc's heaps, which differ from run to run by some MiB. With
+    MALLOC_MMAP_THRESHOLD_=65536 arrays have pages of their own, so that there are no holes to show.
     """
     import torch
 
@@ -270,6 +269,7 @@ def soak(seconds: float) -> None:
     expected, x, labels = digests(), torch.randn(200, 1000), torch.arange(200)
     start = time.monotonic()
     samples: dict[str, list[int]] = {"resident": [], "in use": []}
+    period = seconds / 200  # few samples, which take memory themselves
 
     def loop(seed: int) -> None:
         while time.monotonic() < start + seconds:
@@ -279,7 +279,7 @@ def soak(seconds: float) -> None:
                 with contextlib.suppress(IndexError, ValueError):
                     fl.cross_entropy(x.numpy(), target)
                     raise AssertionError("the target is wrong")
-            if seed == 0:
+            if seed == 0 and time.monotonic() >= start + period * len(samples["resident"]):
                 samples["resident"].append(resident_bytes())
                 samples["in use"].append(allocated_bytes())
 

@@ -35,9 +35,9 @@ def check_classes(x: np.ndarray, labels: np.ndarray) -> None:
 def main(variant: str) -> None:
     _threads.SERIAL_ELEMENTS = 2**62 if variant == "serial" else 0
     rng = np.random.default_rng(0)
-    x = rng.normal(0.0, 4.0, (9, 150)).astype(np.float32)
-    check_classes(x, rng.integers(0, 150, 9))
-    check_classes(np.ascontiguousarray(x.T), rng.integers(0, 9, 150))
+    x = rng.normal(0.0, 4.0, (9, 300)).astype(np.float32)
+    check_classes(x, rng.integers(0, 300, 9))
+    check_classes(np.ascontiguousarray(x.T), rng.integers(0, 9, 300))
     p = 1.0 / (1.0 + np.exp(-np.float64(x)))
     t = rng.random(x.shape).astype(np.float32)
     loss = -(t * np.log(p) + (1.0 - np.float64(t)) * np.log1p(-p)).mean()

@@ -227,6 +227,8 @@ import os, signal, threading
 import numpy as np
 import fastloss as fl
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+
 def interrupted(seconds, call):
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     try:
