@@ -45,7 +45,10 @@ its copy in the order of the output, and what is read next."""
 
 RUN_ELEMENTS, RUN_ROWS = 1 << 16, 192
 """A tile of other rows has at most so many: what is read and written at once are the rows of one class, and the longer
-these runs are the better, up to the second-level cache."""
+these runs are the better, while the second-level cache holds them."""
+
+TILES = 64
+"""Where there are rows for it there are at least so many tiles, to keep as many threads busy."""
 
 TILE_CLASSES = 1 << 17
 """Rows of more classes that do not lie side by side are copied: a tile would take more memory than that."""
@@ -168,6 +171,12 @@ class _RowWork(NamedTuple):
     per_row: bool = False
     of_logits: bool = True
     """False where the input holds log-probabilities already."""
+    in_half: bool | None = None
+    """True where the input is of half precision and the results are to be no more exact than that, else None."""
+
+
+def _in_half(input: np.ndarray) -> bool | None:
+    return True if input.dtype.itemsize == 2 else None
 
 
 def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
@@ -211,7 +220,8 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     elif not side_by_side or classes * _checks.accumulator(input.dtype).itemsize < ROW_BYTES_FROM:
         lanes = k.softmax.LANES
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
-        tile_rows = min(max(most_elements // classes // lanes, 1), most_rows // lanes, -(-inner // lanes)) * lanes
+        most_rows = min(most_elements // classes, most_rows, rows // TILES)
+        tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
         length = block_length(tiles, tile_rows * classes)
         sums = np.empty(block_count(tiles, length))
@@ -220,11 +230,11 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 8) * k.softmax.BLOCK
         statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))
         sums = np.empty(rows)
-        kernel, settings = k.ce.cross_entropy_chunks, (streamed, chunk, statistics, results)
+        kernel, settings = k.ce.cross_entropy_chunks, (work.in_half, streamed, chunk, statistics, results)
     else:
         length = block_length(rows, classes)
         sums = np.empty(block_count(rows, length))
-        kernel, settings = k.ce.cross_entropy_rows, (streamed, length)
+        kernel, settings = k.ce.cross_entropy_rows, (work.in_half, streamed, length)
     _threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)
     return sums, None if loss is None else layout.unbatch(loss, input)
 
@@ -260,11 +270,13 @@ def class_loss(
     out: np.ndarray | None,
     of_logits: bool = True,
     upstream: float = 1.0,
+    exactly: bool = False,
 ) -> tuple[Any, np.ndarray | None]:
     """Return (loss, gradient times `upstream` or None) for indices `target` or, if that is None, `probabilities`.
 
     It is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities: a float,
-    or with the reduction "none" an array in the accumulator of the input's dtype.
+    or with the reduction "none" an array in the accumulator of the input's dtype; as exact as that if `exactly`, else
+    as the input's dtype needs.
     """
     axis = _checks.class_axis(input)
     classes = input.shape[axis]
@@ -281,6 +293,7 @@ def class_loss(
     work = _RowWork(
         target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
         _reduction.ratio(upstream, divisor), gradient, None, reduction == "none", of_logits,
+        None if exactly else _in_half(input),
     )  # fmt: skip
     sums, losses = _run_rows(input, axis, work)
     grad = None if gradient is None else _delivered(gradient, out)
@@ -289,19 +302,19 @@ def class_loss(
 
 def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     buffer = _buffer(out, input)
-    _run_rows(input, axis, _RowWork(log_softmax=buffer))
+    _run_rows(input, axis, _RowWork(log_softmax=buffer, in_half=_in_half(input)))
     return _delivered(buffer, out)
 
 
 def softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     """Return the softmax, which is the gradient of the log-sum-exp."""
     buffer = _buffer(out, input)
-    _run_rows(input, axis, _RowWork(gradient=buffer))
+    _run_rows(input, axis, _RowWork(gradient=buffer, in_half=_in_half(input)))
     return _delivered(buffer, out)
 
 
 def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
-    losses = _run_rows(input, axis, _RowWork(per_row=True))[1]
+    losses = _run_rows(input, axis, _RowWork(per_row=True, in_half=_in_half(input)))[1]
     assert losses is not None
     if input.shape[axis] == 0:
         losses[...] = -np.inf

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from fastloss._kernels._apart import apart
@@ -40,11 +41,11 @@ _alone = False
 def _is_forked() -> bool:
     """Return whether this process goes on with what its parent began, as far as the platform tells."""
     try:
-        with open("/proc/self/stat") as file:
+        with open("/proc/self/stat", "rb") as file:
             status = file.read()
     except OSError:
         return False
-    flags = int(status.rpartition(")")[2].split()[6])
+    flags = int(status.rpartition(b")")[2].split()[6])
     served = any("multiprocessing.forkserver" in argument for argument in sys.orig_argv)  # by one that began nothing
     return bool(flags & 0x40) and not served  # PF_FORKNOEXEC of Linux, include/linux/sched.h
 
@@ -163,7 +164,7 @@ def _launched(kernel: Any, arguments: tuple[Any, ...]) -> None:
 def _started() -> bool:
     """Return whether this process can run in parallel; start Numba's threading layer if nothing has."""
     if _layer is None and not _alone:
-        if _find_tbb():
+        if not _beside_torch() and _find_tbb():
             _start()
         else:
             apart(_start)  # OpenMP sets the number of torch's threads in the thread that starts it
@@ -178,26 +179,45 @@ def _start() -> None:
     with global_compiler_lock:  # which a fork waits for
         if _layer is None:
             _starter = threading.get_ident()
-            numba.get_num_threads()
+            with _omp_first() if _beside_torch() else contextlib.nullcontext():
+                numba.get_num_threads()
             name: str = numba.threading_layer()  # type: ignore[attr-defined]  # public, but not in numba's __all__
             # Whatever the parent ran with OpenMP, as torch does, makes the child's first parallel call hang.
             _alone = _forked and name == "omp"
             _layer = name
 
 
-def _find_tbb() -> bool:
-    """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can.
+def _beside_torch() -> bool:
+    """Return whether torch's threads are those of the omp layer, and the user leaves the choice to us.
 
-    Beside torch it is left alone unless the user asks for it. torch's threads are OpenMP's, which spin for some
-    milliseconds after each of its calls: kernels on omp run on them, kernels on tbb share the cores with them and take
-    1.3 to 1.9 times as long.
+    They are OpenMP's, which spin for some milliseconds after each of torch's calls: kernels on omp run on them, kernels
+    on tbb share the cores with them and take 1.3 to 1.9 times as long.
     """
     from numba import config
 
-    layer = str(config.THREADING_LAYER).lower()  # type: ignore[attr-defined]  # set on import
-    if layer in ("omp", "workqueue"):
-        return False
-    if layer == "default" and sys.platform == "linux" and "torch" in sys.modules and not _forked:
+    layer, priority = config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]  # set on import
+    by_default = str(layer).lower() == "default" and priority == ["tbb", "omp", "workqueue"]
+    return by_default and sys.platform == "linux" and "torch" in sys.modules and not _forked
+
+
+@contextlib.contextmanager
+def _omp_first() -> Iterator[None]:
+    """A context in which Numba prefers OpenMP to tbb."""
+    from numba import config
+
+    priority = config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]  # set on import
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]  # set on import
+    try:
+        yield
+    finally:
+        config.THREADING_LAYER_PRIORITY = priority  # type: ignore[attr-defined]  # set on import
+
+
+def _find_tbb() -> bool:
+    """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can."""
+    from numba import config
+
+    if str(config.THREADING_LAYER).lower() in ("omp", "workqueue"):  # type: ignore[attr-defined]  # set on import
         return False
     libraries = ["libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

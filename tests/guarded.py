@@ -310,7 +310,7 @@ def large_cases(name: str) -> Iterator[Work]:
             cases = [((3, 65_536 + 9), "contiguous"), ((2, elements // 2 + 1), "contiguous")]
         if of_classes and name != "logsumexp":  # whose output is small
             cases += [((elements // classes + 1, classes), "contiguous") for classes in (2, 100, 1003)]
-            cases += [((elements // 7 + 1, 7), "class-strided")]
+            cases += [((elements // classes + 1, classes), "class-strided") for classes in (7, 20)]
         for position, (shape, layout) in enumerate(cases):
             places = Place("end", layout), Place("begin", layout, skipped=1)
             for place in places if dtype == FULL else [places[(number + position) % 2]]:

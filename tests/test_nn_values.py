@@ -215,6 +215,20 @@ def test_channels_last_is_served_where_torch_refuses_it(case: Case) -> None:
     assert_as_close(ours, evaluate(own.nll_loss, input, target, **options), "nll_loss", input, target, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_autocast_gives_losses_as_exact_as_float32(dtype: torch.dtype, one_hot: bool) -> None:
+    logits = (4 * torch.randn(300, 300, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[:, 0] = 12
+    target = torch.nn.functional.one_hot(torch.zeros(300, dtype=torch.int64), 300).to(dtype)
+    labels = target if one_hot else target.argmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    assert losses.dtype is torch.float32
+    expected = own.cross_entropy(logits.double(), labels.double() if one_hot else labels, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5 if one_hot else 2e-6, atol=1e-6 if one_hot else 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", OF_ALL_DTYPES, ids=str)
 def test_autocast_gives_torchs_dtypes_and_values(case: Case, dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cases
+import ml_dtypes
 import numpy as np
 import oracles
 import peers
@@ -88,3 +89,15 @@ def test_probabilities_sum_to_one(classes: int) -> None:
     probabilities = fl.softmax(cases.logits_of((33, classes), np.dtype(np.float64)))
     assert_agree(probabilities.sum(axis=-1), np.ones(33), np.float64)
     assert (probabilities > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("classes", [9, 300, 3000])
+def test_halves_with_a_dominant_class(classes: int, dtype: type) -> None:
+    """What is certain stays so: the shorter exponential of halves is exact where it is 1."""
+    x = np.full((2, classes), -40, dtype)
+    x[:, 3] = 7
+    assert (fl.log_softmax(x) <= 0).all()
+    assert (fl.log_softmax(x)[:, 3] == 0).all()
+    assert (fl.softmax(x)[:, 3] == 1).all()
+    assert (fl.logsumexp(x) == 7).all()

@@ -73,9 +73,43 @@ def test_processes_that_are_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's threads are not those of the omp layer")
-def test_beside_torch_the_layer_is_that_of_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("found", [False, True], ids=["", "tbb on the loader's path"])
+def test_beside_torch_the_layer_is_that_of_its_threads(found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NUMBA_THREADING_LAYER", raising=False)
-    assert run_apart("-c", "import torch; " + PARALLEL_CALL) == "omp"
+    if found:
+        files = (importlib.metadata.files("tbb") or []) if HAS_TBB else []
+        folders = {str(pathlib.Path(str(file.locate())).resolve().parent) for file in files if ".so" in file.name}
+        monkeypatch.setenv("LD_LIBRARY_PATH", ":".join(sorted(folders)))
+    restored = "; from numba import config; assert config.THREADING_LAYER_PRIORITY == ['tbb', 'omp', 'workqueue']"
+    assert run_apart("-c", "import torch; " + PARALLEL_CALL.rstrip() + restored) == "omp"
+
+
+@pytest.mark.parametrize(
+    ("layer", "priority", "has_torch", "expected"),
+    [
+        ("default", "tbb omp workqueue", True, True),
+        ("default", "tbb omp workqueue", False, False),
+        ("default", "tbb workqueue omp", True, False),
+        ("tbb", "tbb omp workqueue", True, False),
+    ],
+)
+def test_a_wish_of_the_users_comes_first(
+    layer: str, priority: str, has_torch: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
+    monkeypatch.setattr(numba.config, "THREADING_LAYER_PRIORITY", priority.split())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(_threads, "_forked", False)
+    monkeypatch.setattr(sys, "modules", {**sys.modules, "torch": ModuleType("torch")})
+    if not has_torch:
+        del sys.modules["torch"]
+    assert _threads._beside_torch() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the name is read from /proc")
+def test_the_name_of_the_process_need_not_be_text() -> None:
+    name = "open('/proc/self/comm', 'wb').write('aaaaaaaaaaaaaa\u00e9'.encode()[:15]); "
+    assert run_apart("-c", name + "import fastloss; print('imported')") == "imported"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that it was forked")
@@ -90,9 +124,8 @@ def test_fastloss_is_imported_in_a_child_of_a_process_that_used_torch(
 
 
 @pytest.mark.parametrize("layer", ["default", "TBB", "safe", "omp", "workqueue"])
-@pytest.mark.parametrize("beside_torch", [False, True])
 @pytest.mark.parametrize("place", ["the loader's path", "a wheel", "a wheel for another platform", "nowhere"])
-def test_where_tbb_is_looked_for(layer: str, beside_torch: bool, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_tbb_is_looked_for(layer: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(_: str) -> list[importlib.metadata.PackagePath]:
         if "wheel" not in place:
             raise importlib.metadata.PackageNotFoundError
@@ -104,16 +137,11 @@ def test_where_tbb_is_looked_for(layer: str, beside_torch: bool, place: str, mon
         loaded.append(path)
 
     loaded: list[str] = []
-    if beside_torch:
-        monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    else:
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
     monkeypatch.setattr(importlib.metadata, "files", files)
     monkeypatch.setattr(importlib.metadata.PackagePath, "locate", lambda path: pathlib.PurePosixPath("/lib", path.name))
     monkeypatch.setattr(ctypes, "CDLL", load)
-    wanted = layer not in ("omp", "workqueue") and not (layer == "default" and beside_torch)
+    wanted = layer not in ("omp", "workqueue")
     assert _threads._find_tbb() == bool(loaded) == (wanted and place in ("the loader's path", "a wheel"))
 
 

@@ -178,7 +178,8 @@ def _narrow(builder, value, dtype):
         rounded = builder.add(bits, builder.add(odd, splat(0x7FFF)))
         is_nan = builder.fcmp_unordered("uno", value, value)  # the addition could carry its bits into inf
         rounded = builder.select(is_nan, splat(0x7FC00000), rounded)
-        # The upper halves, taken so: of two registers in one instruction, where a shift and a truncation would be six.
+        # The upper halves (all CPUs of Numba's are little-endian), taken so: of two registers in one instruction, where
+        # a shift and a truncation would be six.
         halves = builder.bitcast(rounded, _stored(dtype, 2 * lanes))
         return builder.shuffle_vector(halves, halves, _lane_list(range(1, 2 * lanes, 2)))
     return value

@@ -70,8 +70,8 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
 
 @shared
 def _rows(
-    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
-    out_gradient, out_log_softmax, out_loss,
+    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half,
+    streaming, out_gradient, out_log_softmax, out_loss,
 ):  # fmt: skip
     """Do the rows [first, last), counted over (outer, inner); return the sum of their losses.
 
@@ -111,7 +111,9 @@ def _rows(
         head = 0
         if out_gradient is not None and streaming:
             head = elements_to_line(out)
-        highest, rest = maximum_and_sum(source, exponentials, references, upcoming, zero, head, classes, label, pending)
+        highest, rest = maximum_and_sum(
+            source, in_half, exponentials, references, upcoming, zero, head, classes, label, pending
+        )
         if out_gradient is not None:
             write_blocks(pending, max((classes - head + BLOCK - 1) // BLOCK, 1), blocks)
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
@@ -145,7 +147,7 @@ def _rows(
 
 @kernel
 def cross_entropy_rows(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half, streaming,
     rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
@@ -155,20 +157,21 @@ def cross_entropy_rows(
     losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
     `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
     terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
-    gradient are 0. Each thread needs two rows of memory beside its outputs.
+    gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`. Each thread needs two rows of memory beside
+    its outputs.
     """
     rows = x.shape[0] * x.shape[2]
     for block in prange(out_loss_sum.size):
         first = np.int64(block) * rows_per_block
         out_loss_sum[block] = _rows(
             first, min(first + rows_per_block, rows), x, target, probabilities, class_weight, ignore_index, keep_share,
-            spread, soft_mass, scale, streaming, out_gradient, out_log_softmax, out_loss,
+            spread, soft_mass, scale, in_half, streaming, out_gradient, out_log_softmax, out_loss,
         )  # fmt: skip
 
 
 @shared
 def _sum_chunk(
-    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk, statistics
 ):  # fmt: skip
     """Fill statistics[unit] with (maximum, sum without the label's term, mass, dot) of a chunk of a row's classes."""
     classes, inner = x.shape[1], x.shape[2]
@@ -181,7 +184,7 @@ def _sum_chunk(
     label = -1
     if target is not None:
         label = class_index(target, o, i, classes, ignore_index)
-    highest, total = maximum_and_sum(source, None, None, advance(source, stop), start, 0, stop, label, None)
+    highest, total = maximum_and_sum(source, in_half, None, None, advance(source, stop), start, 0, stop, label, None)
     mass, dot = 0.0, 0.0
     if spread is not None:
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
@@ -225,8 +228,8 @@ def _finish_row(
 
 @shared
 def _write_chunk(
-    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, chunk, chunks,
-    results, out_gradient, out_log_softmax,
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, in_half, streaming, chunk,
+    chunks, results, out_gradient, out_log_softmax,
 ):  # fmt: skip
     """Write the gradient or the log-softmax of a chunk of a row's classes, by the row's `results`."""
     classes, inner = x.shape[1], x.shape[2]
@@ -248,15 +251,17 @@ def _write_chunk(
             write_zeros(out, start, stop, streaming)
         else:
             soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
-            write_gradient(source, None, highest, factor, scale, soft, label, at_label, out, start, stop, streaming)
+            write_gradient(
+                source, in_half, None, highest, factor, scale, soft, label, at_label, out, start, stop, streaming
+            )
     if streaming:
         fence()
 
 
 @kernel
 def cross_entropy_chunks(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, chunk,
-    statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half, streaming,
+    chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
 
@@ -267,8 +272,9 @@ def cross_entropy_chunks(
     rows, chunks = statistics.shape[0], statistics.shape[1]
     for unit in prange(rows * chunks):
         _sum_chunk(
-            np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics
-        )
+            np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk,
+            statistics,
+        )  # fmt: skip
     for row in prange(rows):
         out_loss_sum[row] = _finish_row(
             np.int64(row), x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics,
@@ -278,5 +284,5 @@ def cross_entropy_chunks(
         for unit in prange(rows * chunks):
             _write_chunk(
                 np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale,
-                streaming, chunk, chunks, results, out_gradient, out_log_softmax,
+                in_half, streaming, chunk, chunks, results, out_gradient, out_log_softmax,
             )  # fmt: skip

@@ -35,7 +35,7 @@ from fastloss._kernels._memory import (
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
-from fastloss._kernels.softmax import lines_of, write_lanes
+from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 from fastloss._kernels.targets import weight_of
 
 ADDENDS = 16
@@ -134,16 +134,17 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
 
 
 @shared
-def _write_run(source, out, count, streaming):
-    """Copy `count` accumulators to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
-    first, last = lines_of(out, 0, count, streaming)
-    for begin, end, past in ((0, first, False), (first, last, True), (last, count, False)):
+def _write_run(source, out, length, streaming):
+    """Copy `length` accumulators to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
+    first, last = lines_of(out, 0, length, streaming)
+    for begin, end, past in ((0, first, False), (first, last, True), (last, length, False)):
         i = begin
         while i + 2 * LANES <= end:
             store_two(out, i, load(source, i), load(source, i + LANES), past)
             i += 2 * LANES
         while i < end:
-            write_lanes(out, i, load(source, i), min(end - i, LANES), past)
+            count = min(end - i, LANES)
+            write_lanes(out, i, load_lanes(source, i, count, 0.0), count, past)
             i += LANES
 
 
@@ -178,11 +179,11 @@ def _stage_soft_target(probabilities, class_weight, keep_share, spread, o, start
 
 
 @inlined_by_type
-def _tile_like(array, spread, size):
-    """Return a new array of `size` accumulators of `array`, None where `spread` is None."""
-    if isinstance(spread, types.NoneType):
-        return lambda array, spread, size: None
-    return lambda array, spread, size: empty_accumulators(array, size)
+def _tile_like(array, needed, size):
+    """Return a new array of `size` accumulators of `array`, None where `needed` is None."""
+    if isinstance(needed, types.NoneType):
+        return lambda array, needed, size: None
+    return lambda array, needed, size: empty_accumulators(array, size)
 
 
 @inlined
@@ -270,8 +271,8 @@ def _tiles(
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
     tile = pointer(tile_array, (0,))
-    flat_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows + LANES)
-    flat = pointer(flat_array, (0,))
+    gradient_array = _tile_like(x, out_gradient, max(classes, SQUARE) * tile_rows)
+    log_array = _tile_like(x, out_log_softmax, max(classes, SQUARE) * tile_rows)
     soft_array = _tile_like(x, spread, max(classes, SQUARE) * tile_rows)
     soft_tile = pointer(soft_array, (0,))
     loss_array = empty_accumulators(x, tile_rows)
@@ -310,11 +311,12 @@ def _tiles(
         if out_loss is not None:
             out_loss[o, start : start + count] = loss_array[:count]
         if out_gradient is not None:
-            _write_tile(tile, tile_rows, flat, out_gradient, o, start, count, streaming)
+            _write_tile(tile, tile_rows, pointer(gradient_array, (0,)), out_gradient, o, start, count, streaming)
         if out_log_softmax is not None:
-            _write_tile(tile, tile_rows, flat, out_log_softmax, o, start, count, streaming)
+            _write_tile(tile, tile_rows, pointer(log_array, (0,)), out_log_softmax, o, start, count, streaming)
     keep(tile_array)
-    keep(flat_array)
+    keep(gradient_array)
+    keep(log_array)
     keep(soft_array)
     if streaming:
         fence()
@@ -331,7 +333,7 @@ def cross_entropy_tiles(
 
     The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
     multiple of `LANES`, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
-    needs a tile of memory beside its outputs, two with `spread`.
+    needs a tile of memory, one for an output of rows, and one with `spread`.
     """
     tiles = x.shape[0] * ((x.shape[2] + tile_rows - 1) // tile_rows)
     for block in prange(out_loss_sum.size):

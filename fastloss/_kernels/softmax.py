@@ -79,9 +79,9 @@ def row_buffer(x, out, size):
 
 
 @inlined
-def _exponential(source, scratch, i, count, reference):
+def _exponential(source, in_half, scratch, i, count, reference):
     """Return e**(x - reference), scaled, of the `count` <= LANES classes from i on; write it to `scratch` if any."""
-    e = exp_scaled_for(source, load_lanes(source, i, count, -np.inf) - reference)
+    e = exp_scaled_for(source, in_half, load_lanes(source, i, count, -np.inf) - reference)
     if scratch is not None:
         store(scratch, i, e)
     return e
@@ -96,7 +96,7 @@ def _without(e, i, label):
 
 
 @shared
-def _block_sum(source, scratch, upcoming, start, stop, label, reference):
+def _block_sum(source, in_half, scratch, upcoming, start, stop, label, reference):
     """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
 
     Meanwhile the logits behind the pointer `upcoming`, which are read next, come into the cache.
@@ -105,10 +105,10 @@ def _block_sum(source, scratch, upcoming, start, stop, label, reference):
     i = start
     while i + LANES <= stop:
         prefetch(upcoming, i - start)
-        total = total + _without(_exponential(source, scratch, i, LANES, reference), i, label)
+        total = total + _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
         i += LANES
     if i < stop:
-        total = total + _without(_exponential(source, scratch, i, stop - i, reference), i, label)
+        total = total + _without(_exponential(source, in_half, scratch, i, stop - i, reference), i, label)
     lanes_total = sum_lanes(total)
     return np.float64(lanes_total) * np.float64(unscale(lanes_total))
 
@@ -126,7 +126,7 @@ def merge(highest, total, other_highest, other_total):
 
 
 @shared
-def maximum_and_sum(source, scratch, references, upcoming, start, head, stop, label, gradient):
+def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head, stop, label, gradient):
     """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
 
     Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
@@ -145,7 +145,7 @@ def maximum_and_sum(source, scratch, references, upcoming, start, head, stop, la
         following = advance(source, end) if end < stop else upcoming
         if gradient is not None and block == 0:
             write_blocks(gradient, block, block + 1)  # here, while the core waits for what it is made of, and for m
-        block_total = _block_sum(source, scratch, following, start, end, label, reference)
+        block_total = _block_sum(source, in_half, scratch, following, start, end, label, reference)
         if gradient is not None and block > 0:
             write_blocks(gradient, block, block + 1)
         highest, total = merge(highest, total, block_highest, block_total)
@@ -225,9 +225,9 @@ def lines_of(out, start, stop, streaming):
 
 
 @inlined
-def _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count):
+def _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, count):
     if scratch is None:
-        e = exp_scaled_for(source, load_lanes(source, i, count, 0.0) - reference)
+        e = exp_scaled_for(source, in_half, load_lanes(source, i, count, 0.0) - reference)
     else:
         e = load(scratch, i)
     gradient = e * factor * unscale(e)
@@ -239,22 +239,28 @@ def _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_l
 
 
 @shared
-def _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
+def _write_gradient(
+    source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming
+):
     i = start
     while i + 2 * LANES <= stop:
-        first = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, LANES)
-        second = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i + LANES, LANES)
+        first = _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, LANES)
+        second = _gradient_lanes(
+            source, in_half, scratch, reference, factor, scale, soft, label, at_label, i + LANES, LANES
+        )
         store_two(out, i, first, second, streaming)
         i += 2 * LANES
     while i < stop:
         count = min(stop - i, LANES)
-        gradient = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count)
+        gradient = _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, count)
         write_lanes(out, i, gradient, count, streaming)
         i += LANES
 
 
 @inlined
-def write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
+def write_gradient(
+    source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming
+):
     """Write factor e**(x - reference) - scale q to out[start:stop], and `at_label` at the class `label`.
 
     The exponentials are read from `scratch`, where `maximum_and_sum` left them, or computed again where it is None.
@@ -262,7 +268,9 @@ def write_gradient(source, scratch, reference, factor, scale, soft, label, at_la
     """
     first, last = lines_of(out, start, stop, streaming)
     for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
-        _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, begin, end, past)
+        _write_gradient(
+            source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, begin, end, past
+        )
 
 
 class RowGradient(NamedTuple):
@@ -302,8 +310,9 @@ def write_blocks(gradient, first, last):
         stop = min(gradient.head + (block + 1) * BLOCK, gradient.classes)
         if start < stop:
             write_gradient(
-                gradient.exponentials, gradient.exponentials, 0.0, load_one(gradient.factors, block), gradient.scale,
-                gradient.soft, gradient.label, gradient.at_label, gradient.out, start, stop, gradient.streaming,
+                gradient.exponentials, None, gradient.exponentials, 0.0, load_one(gradient.factors, block),
+                gradient.scale, gradient.soft, gradient.label, gradient.at_label, gradient.out, start, stop,
+                gradient.streaming,
             )  # fmt: skip
 
 

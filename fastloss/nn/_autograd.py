@@ -77,8 +77,7 @@ def _buffer(input: Tensor, preserve: bool) -> np.ndarray:
 
 def _loss_tensor(loss: float | np.ndarray, dtype: torch.dtype) -> Tensor:
     if isinstance(loss, np.ndarray):
-        losses = _tensor(loss, torch.bfloat16) if loss.dtype == np.uint16 else torch.from_numpy(loss).to(dtype)
-        return losses.contiguous()
+        return _tensor(loss, torch.bfloat16) if loss.dtype == np.uint16 else torch.from_numpy(loss).to(dtype)
     try:
         return torch.scalar_tensor(loss, dtype=dtype)
     except RuntimeError:  # it is too large for `dtype`: inf
@@ -105,9 +104,9 @@ def class_loss(
     with _threads.at_most(torch.get_num_threads()):
         loss, _ = _engine.class_loss(
             _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
-            with_grad, out, name == "cross_entropy", upstream,
+            with_grad, out, name == "cross_entropy", upstream, exactly=dtype != input.dtype,
         )  # fmt: skip
-    value = _loss_tensor(loss, dtype)
+    value = _loss_tensor(loss, dtype).contiguous()
     return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
 
 
