@@ -187,15 +187,20 @@ def _start() -> None:
             _layer = name
 
 
+def _config() -> Any:
+    """Return Numba's settings, attributes that it makes when it is imported."""
+    from numba import config
+
+    return config
+
+
 def _beside_torch() -> bool:
     """Return whether torch's threads are those of the omp layer, and the user leaves the choice to us.
 
     They are OpenMP's, which spin for some milliseconds after each of torch's calls: kernels on omp run on them, kernels
     on tbb share the cores with them and take 1.3 to 1.9 times as long.
     """
-    from numba import config
-
-    layer, priority = config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]  # set on import
+    layer, priority = _config().THREADING_LAYER, _config().THREADING_LAYER_PRIORITY
     by_default = str(layer).lower() == "default" and priority == ["tbb", "omp", "workqueue"]
     return by_default and sys.platform == "linux" and "torch" in sys.modules and not _forked
 
@@ -203,21 +208,18 @@ def _beside_torch() -> bool:
 @contextlib.contextmanager
 def _omp_first() -> Iterator[None]:
     """A context in which Numba prefers OpenMP to tbb."""
-    from numba import config
-
-    priority = config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]  # set on import
-    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]  # set on import
+    config = _config()
+    priority = config.THREADING_LAYER_PRIORITY
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     try:
         yield
     finally:
-        config.THREADING_LAYER_PRIORITY = priority  # type: ignore[attr-defined]  # set on import
+        config.THREADING_LAYER_PRIORITY = priority
 
 
 def _find_tbb() -> bool:
     """Return whether Numba can have tbb; load that of the wheel, which lies off the loader's path, so that it can."""
-    from numba import config
-
-    if str(config.THREADING_LAYER).lower() in ("omp", "workqueue"):  # type: ignore[attr-defined]  # set on import
+    if str(_config().THREADING_LAYER).lower() in ("omp", "workqueue"):
         return False
     libraries = ["libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
