@@ -122,25 +122,33 @@ class at_most:
         _limit.threads = self._outer
 
 
+def threads_for(elements: int) -> int:
+    """Return how many threads `run` calls a kernel on that has so many `elements` to do: one where more do not pay."""
+    if elements < SERIAL_ELEMENTS or not _started():
+        return 1
+    import numba
+
+    available = numba.get_num_threads()
+    return min(getattr(_limit, "threads", None) or available, available)
+
+
 def run(kernel: Any, elements: int, *arguments: Any) -> None:
     """Call `kernel` on all threads where its `elements` are worth it, else on the calling thread."""
-    if elements < SERIAL_ELEMENTS or not _started():
+    threads = threads_for(elements)
+    if threads == 1:
         kernel.serial(*arguments)
         return
     import numba
 
     available = numba.get_num_threads()
-    threads = min(getattr(_limit, "threads", None) or available, available)
-    if threads == 1:
-        kernel.serial(*arguments)
-    elif threads == available:
+    if threads == available:
         _launched(kernel, arguments)
-    else:
-        try:
-            numba.set_num_threads(threads)
-            _launched(kernel, arguments)
-        finally:
-            numba.set_num_threads(available)
+        return
+    try:
+        numba.set_num_threads(threads)
+        _launched(kernel, arguments)
+    finally:
+        numba.set_num_threads(available)
 
 
 def _launched(kernel: Any, arguments: tuple[Any, ...]) -> None:

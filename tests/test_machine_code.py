@@ -26,8 +26,14 @@ pytestmark = [
 
 HERE = pathlib.Path(__file__).parent
 KERNELS = ("rows", "tiles", "bce")
-LONGEST = {"haswell": {"rows": 80, "tiles": 97, "bce": 185}, "x86-64": {"rows": 205, "tiles": 280, "bce": 515}}
-"""A fifth more instructions than LLVM 22 needs for a vector: what spills or loses its constants is longer."""
+LONGEST = {
+    "haswell": {"rows": (70, 153), "tiles": (97,), "bce": (185,)},
+    "x86-64": {"rows": (216, 450), "tiles": (280,), "bce": (515,)},
+}
+"""A fifth more instructions than LLVM 22 needs for each hot loop: what spills or loses its constants is longer.
+
+The second one of the rows takes two vectors, and writes two of the gradient of the row before.
+"""
 
 SCALAR_ARITHMETIC = re.compile(r"v?(add|sub|mul|div|max|min|fn?m(add|sub)\d*)s[sd]\b")
 
@@ -111,27 +117,28 @@ def count(pattern: str, loop: list[str]) -> int:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_avx2_loops_are_packed_multiply_adds(kernel: str, variant: str) -> None:
     loops = loops_with_exponentials(assembly("haswell", variant)[kernel])
-    hot = loops[0]
-    assert len(loops) <= 2, "one loop of whole vectors, perhaps one of rows around their remainder"
-    assert count(r"vfn?m(add|sub)\w+ps\b.*%ymm", hot) >= 8
-    assert count(r"vmulps\b.*%ymm", hot) >= 3
-    assert count(r"call", hot) == 0
-    assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
-    assert count(r".*%zmm", hot) == 0, "the CPU has none"
-    assert len(hot) <= LONGEST["haswell"][kernel]
+    longest = LONGEST["haswell"][kernel]
+    assert len(loops) <= len(longest) + 1, "those of whole vectors, perhaps one of rows around their remainder"
+    for hot, length in zip(loops, longest, strict=False):
+        assert count(r"vfn?m(add|sub)\w+ps\b.*%ymm", hot) >= 8
+        assert count(r"vmulps\b.*%ymm", hot) >= 3
+        assert count(r"call", hot) == 0
+        assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
+        assert count(r".*%zmm", hot) == 0, "the CPU has none"
+        assert len(hot) <= length
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sse2_loops_are_packed_too(kernel: str) -> None:
     """Every x86-64 runs them, without fused multiply-add: each is a packed product and a packed sum."""
     text = assembly("x86-64", "serial")[kernel]
-    hot = loops_with_exponentials(text)[0]
-    assert count(r"mulps\b.*%xmm", hot) >= 20  # two registers of four to each vector
-    assert count(r"addps\b.*%xmm", hot) >= 16
-    assert count(r"call", hot) == 0
-    assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
+    for hot, length in zip(loops_with_exponentials(text), LONGEST["x86-64"][kernel], strict=False):
+        assert count(r"mulps\b.*%xmm", hot) >= 20  # two registers of four to each vector
+        assert count(r"addps\b.*%xmm", hot) >= 16
+        assert count(r"call", hot) == 0
+        assert count(SCALAR_ARITHMETIC.pattern, hot) == 0, "\n".join(hot)
+        assert len(hot) <= length
     assert not re.search(r"%ymm|%zmm|vfmadd", text)
-    assert len(hot) <= LONGEST["x86-64"][kernel]
 
 
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64"])

@@ -1,25 +1,25 @@
 """Vectors from memory and back: through a pointer to an element (`pointer`) and offsets in elements.
 
-Nothing is checked here. Elements widen to their accumulator on loads and narrow on stores. Half-precision ones travel
-as integers of 16 bits, because Numba has no such type on a CPU: `int16` holds IEEE float16, `uint16` holds bfloat16.
-Both round to nearest even.
+Nothing is checked here. Elements widen to their accumulator on loads and narrow on stores.
 """
 
 from __future__ import annotations
 
-import platform
-
 import numpy as np
-from llvmlite import binding, ir
-from numba import config, types
+from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastloss._kernels._elements import accumulator, lane_list, narrowed, stored, widened
 from fastloss._kernels._jit import inlined_by_type
-from fastloss._kernels._simd import LANES, Vector, convert, llvm_scalar, llvm_type, splat_scalar
+from fastloss._kernels._simd import LANES, Vector, convert, llvm_type, splat_scalar
 
 CACHE_LINE = 64
 """Bytes of a cache line, of x86-64 and of most AArch64."""
+
+PAGE = 4096
+"""Bytes in which addresses repeat for the store queues of x86-64: they tell loads from stores by the lowest 12 bits."""
 
 SQUARE = 8
 """Rows and columns of the blocks that are transposed: they fit in 16 registers of 256 bits."""
@@ -58,6 +58,16 @@ def advance(typingctx, source, count):
 
 
 @intrinsic
+def itemsize_of(typingctx, source):
+    """Return the bytes of an element of what `source` points to."""
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(64), source.dtype.bitwidth // 8)
+
+    return types.int64(source), generate
+
+
+@intrinsic
 def elements_of_line(typingctx, target):
     """Return how many elements of what `target` points to fill whole cache lines and whole vectors."""
 
@@ -80,109 +90,22 @@ def elements_to_line(typingctx, target):
     return types.int64(target), generate
 
 
-def accumulator(dtype):
-    """Return the type in which elements of `dtype` are computed: float32 for the half types, else itself."""
-    return types.float32 if dtype in (types.int16, types.uint16) else dtype
+@intrinsic
+def ahead(typingctx, a, b):
+    """Return by how many bytes the pointer `a` lies ahead of `b` if both lay in one page: modulo `PAGE`."""
+
+    def generate(context, builder, signature, arguments):
+        integer = ir.IntType(64)
+        a, b = (builder.ptrtoint(argument, integer) for argument in arguments)
+        return builder.and_(builder.sub(a, b), ir.Constant(integer, PAGE - 1))
+
+    return types.int64(a, b), generate
 
 
 def _element_address(context, builder, signature, arguments):
     """Return the address of element `arguments[1]` behind the pointer `arguments[0]`."""
     offset = context.cast(builder, arguments[1], signature.args[1], types.int64)
     return cgutils.gep_inbounds(builder, arguments[0], offset)
-
-
-def _stored(dtype, lanes=LANES):
-    return ir.VectorType(llvm_scalar(dtype), lanes)
-
-
-def _converts_float16():
-    """Return whether the CPU compiled for surely has instructions for float16; LLVM calls a missing function if not."""
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
-        return False
-    return platform.machine() in ("aarch64", "arm64") or bool(binding.get_host_cpu_features().get("f16c"))
-
-
-def _widen_float16(builder, value):
-    """Return float16 as float32 in integer arithmetic; the multiplication that rebases the exponent is exact."""
-    wide = ir.VectorType(ir.IntType(32), value.type.count)
-    floats = ir.VectorType(ir.FloatType(), value.type.count)
-
-    def splat(number, type=wide):
-        return ir.Constant(type, [number] * type.count)
-
-    bits = builder.zext(value, wide)
-    sign = builder.shl(builder.and_(bits, splat(0x8000)), splat(16))
-    magnitude = builder.and_(bits, splat(0x7FFF))
-    rebased = builder.bitcast(builder.shl(magnitude, splat(13)), floats)
-    rebased = builder.bitcast(builder.fmul(rebased, splat(2.0**112, floats)), wide)  # the biases' difference: 127 - 15
-    special = builder.or_(builder.shl(magnitude, splat(13)), splat(0x7F800000))
-    finite = builder.icmp_signed("<", magnitude, splat(0x7C00))
-    return builder.bitcast(builder.or_(builder.select(finite, rebased, special), sign), floats)
-
-
-def _narrow_float16(builder, value):
-    """Return float32 rounded to float16 in integer arithmetic, ties to even."""
-    wide = ir.VectorType(ir.IntType(32), value.type.count)
-    floats = value.type
-
-    def splat(number, type=wide):
-        return ir.Constant(type, [number] * type.count)
-
-    bits = builder.bitcast(value, wide)
-    magnitude = builder.and_(bits, splat(0x7FFFFFFF))
-    sign = builder.lshr(builder.and_(bits, splat(0x80000000)), splat(16))
-    odd = builder.and_(builder.lshr(magnitude, splat(13)), splat(1))
-    normal = builder.add(magnitude, builder.add(odd, splat(0xFFF - (112 << 23))))
-    normal = builder.lshr(normal, splat(13))
-    # Where the result is subnormal, adding 1/2 rounds at its last bit, 2**-24, which is that of 1/2 in float32.
-    tiny = builder.fadd(builder.bitcast(magnitude, floats), splat(0.5, floats))
-    tiny = builder.sub(builder.bitcast(tiny, wide), splat(0x3F000000))
-    result = builder.select(builder.icmp_signed("<", magnitude, splat(0x38800000)), tiny, normal)
-    result = builder.select(builder.icmp_signed(">=", magnitude, splat(0x477FF000)), splat(0x7C00), result)
-    is_nan = builder.icmp_signed(">", magnitude, splat(0x7F800000))
-    result = builder.select(is_nan, splat(0x7E00), result)
-    return builder.trunc(builder.or_(result, sign), _stored(types.int16, value.type.count))
-
-
-def _widen(builder, value, dtype):
-    """Return the vector of float lanes that the loaded lanes `value` of `dtype` stand for."""
-    lanes = value.type.count
-    if dtype == types.int16:
-        if not _converts_float16():
-            return _widen_float16(builder, value)
-        half = builder.bitcast(value, ir.VectorType(ir.HalfType(), lanes))
-        return builder.fpext(half, ir.VectorType(ir.FloatType(), lanes))
-    if dtype == types.uint16:
-        wide = ir.VectorType(ir.IntType(32), lanes)
-        bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * lanes))
-        return builder.bitcast(bits, ir.VectorType(ir.FloatType(), lanes))
-    return value
-
-
-def _narrow(builder, value, dtype):
-    """Return the lanes of `dtype` that hold the vector of floats `value`, rounded to nearest even."""
-    lanes = value.type.count
-    if dtype == types.int16:
-        if not _converts_float16():
-            return _narrow_float16(builder, value)
-        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
-        return builder.bitcast(half, _stored(dtype, lanes))
-    if dtype == types.uint16:
-        wide = ir.VectorType(ir.IntType(32), lanes)
-
-        def splat(number):
-            return ir.Constant(wide, [number] * lanes)
-
-        bits = builder.bitcast(value, wide)
-        odd = builder.and_(builder.lshr(bits, splat(16)), splat(1))
-        rounded = builder.add(bits, builder.add(odd, splat(0x7FFF)))
-        is_nan = builder.fcmp_unordered("uno", value, value)  # the addition could carry its bits into inf
-        rounded = builder.select(is_nan, splat(0x7FC00000), rounded)
-        # The upper halves (all CPUs of Numba's are little-endian), taken so: of two registers in one instruction, where
-        # a shift and a truncation would be six.
-        halves = builder.bitcast(rounded, _stored(dtype, 2 * lanes))
-        return builder.shuffle_vector(halves, halves, _lane_list(range(1, 2 * lanes, 2)))
-    return value
 
 
 @intrinsic
@@ -192,8 +115,8 @@ def load(typingctx, source, offset):
 
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
-        address = builder.bitcast(address, _stored(dtype).as_pointer())
-        return _widen(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
+        address = builder.bitcast(address, stored(dtype).as_pointer())
+        return widened(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
 
     return Vector(accumulator(dtype))(source, offset), generate
 
@@ -211,18 +134,18 @@ def load_first(typingctx, source, offset, count, fill):
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
         count = context.cast(builder, arguments[2], signature.args[2], types.int64)
-        slot = cgutils.alloca_once_value(builder, ir.Constant(_stored(dtype), None))
+        slot = cgutils.alloca_once_value(builder, ir.Constant(stored(dtype), None))
         for size in _powers_below_lanes():  # from the end of the elements: each part moves those before it up
             with builder.if_then(_has_bit(builder, count, size)):
                 before = builder.and_(count, ir.Constant(count.type, -2 * size))
                 place = cgutils.gep_inbounds(builder, address, before)
-                part = builder.bitcast(place, _stored(dtype, size).as_pointer())
+                part = builder.bitcast(place, stored(dtype, size).as_pointer())
                 part = builder.load(part, align=dtype.bitwidth // 8)
                 lanes = [min(lane, size - 1) for lane in range(LANES)]
-                part = builder.shuffle_vector(part, part, _lane_list(lanes))
+                part = builder.shuffle_vector(part, part, lane_list(lanes))
                 moved = [lane if lane < size else LANES + lane - size for lane in range(LANES)]
-                builder.store(builder.shuffle_vector(part, builder.load(slot), _lane_list(moved)), slot)
-        value = _widen(builder, builder.load(slot), dtype)
+                builder.store(builder.shuffle_vector(part, builder.load(slot), lane_list(moved)), slot)
+        value = widened(builder, builder.load(slot), dtype)
         lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
         mask = builder.icmp_signed("<", lanes, splat_scalar(builder, count))
         return builder.select(mask, value, convert(context, builder, arguments[3], signature.args[3], vector))
@@ -237,18 +160,18 @@ def store_first(typingctx, target, offset, vector, count):
 
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
-        value = _narrow(builder, arguments[2], dtype)
+        value = narrowed(builder, arguments[2], dtype)
         count = context.cast(builder, arguments[3], signature.args[3], types.int64)
         slot = cgutils.alloca_once_value(builder, value)
         for size in reversed(_powers_below_lanes()):
             with builder.if_then(_has_bit(builder, count, size)):
                 value = builder.load(slot)
                 done = builder.and_(count, ir.Constant(count.type, -2 * size))
-                part = builder.shuffle_vector(value, value, _lane_list(range(size)))
+                part = builder.shuffle_vector(value, value, lane_list(range(size)))
                 place = cgutils.gep_inbounds(builder, address, done)
                 builder.store(part, builder.bitcast(place, part.type.as_pointer()), align=dtype.bitwidth // 8)
                 rest = [min(lane + size, LANES - 1) for lane in range(LANES)]
-                builder.store(builder.shuffle_vector(value, value, _lane_list(rest)), slot)
+                builder.store(builder.shuffle_vector(value, value, lane_list(rest)), slot)
         return context.get_dummy_value()
 
     return types.void(target, offset, vector, count), generate
@@ -262,11 +185,6 @@ def _has_bit(builder, count, bit):
     return builder.icmp_signed("!=", builder.and_(count, ir.Constant(count.type, bit)), ir.Constant(count.type, 0))
 
 
-def _lane_list(lanes):
-    lanes = list(lanes)
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
-
-
 @intrinsic
 def load_one(typingctx, source, offset):
     """Return the element `source[offset]`, a scalar of its accumulator."""
@@ -274,27 +192,38 @@ def load_one(typingctx, source, offset):
 
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
-        one = builder.bitcast(address, _stored(dtype, 1).as_pointer())
-        vector = _widen(builder, builder.load(one, align=dtype.bitwidth // 8), dtype)
+        one = builder.bitcast(address, stored(dtype, 1).as_pointer())
+        vector = widened(builder, builder.load(one, align=dtype.bitwidth // 8), dtype)
         return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     return accumulator(dtype)(source, offset), generate
 
 
-@intrinsic
-def prefetch(typingctx, source, offset):
-    """Ask for the cache line of `source[offset]`, which need not be readable."""
+def _prefetch(to_write):
+    """Return the intrinsic that asks for the cache line of an element."""
 
-    def generate(context, builder, signature, arguments):
-        address = _element_address(context, builder, signature, arguments)
-        integer = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
-        callee = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        to_read, keep_in_all_caches, data = 0, 3, 1
-        builder.call(callee, [address, *(ir.Constant(integer, flag) for flag in (to_read, keep_in_all_caches, data))])
-        return context.get_dummy_value()
+    @intrinsic
+    def function(typingctx, source, offset):
+        def generate(context, builder, signature, arguments):
+            address = _element_address(context, builder, signature, arguments)
+            integer = ir.IntType(32)
+            function_type = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
+            callee = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+            keep_in_all_caches, data = 3, 1
+            flags = (int(to_write), keep_in_all_caches, data)
+            builder.call(callee, [address, *(ir.Constant(integer, flag) for flag in flags)])
+            return context.get_dummy_value()
 
-    return types.void(source, offset), generate
+        return types.void(source, offset), generate
+
+    return function
+
+
+prefetch = _prefetch(to_write=False)
+"""Ask for the cache line of `source[offset]`, which need not be readable."""
+
+prefetch_to_write = _prefetch(to_write=True)
+"""Ask for the cache line of `target[offset]` before an ordinary store needs it, which would hold up those behind it."""
 
 
 @intrinsic
@@ -304,8 +233,8 @@ def store(typingctx, target, offset, vector):
 
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
-        address = builder.bitcast(address, _stored(dtype).as_pointer())
-        builder.store(_narrow(builder, arguments[2], dtype), address, align=dtype.bitwidth // 8)
+        address = builder.bitcast(address, stored(dtype).as_pointer())
+        builder.store(narrowed(builder, arguments[2], dtype), address, align=dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(target, offset, vector), generate
@@ -319,7 +248,7 @@ def put(typingctx, target, offset, number):
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
         vector = convert(context, builder, arguments[2], number, Vector(accumulator(dtype)))
-        value = builder.extract_element(_narrow(builder, vector, dtype), ir.Constant(ir.IntType(32), 0))
+        value = builder.extract_element(narrowed(builder, vector, dtype), ir.Constant(ir.IntType(32), 0))
         builder.store(value, address)
         return context.get_dummy_value()
 
@@ -333,7 +262,7 @@ def stream(typingctx, target, offset, vector):
 
     def generate(context, builder, signature, arguments):
         address = _element_address(context, builder, signature, arguments)
-        value = _narrow(builder, arguments[2], dtype)
+        value = narrowed(builder, arguments[2], dtype)
         _stream(builder, value, builder.bitcast(address, value.type.as_pointer()))
         return context.get_dummy_value()
 
@@ -368,7 +297,7 @@ def gather(typingctx, source, offset, step, count):
         step, count = (context.cast(builder, arguments[i], signature.args[i], types.int64) for i in (2, 3))
         address = _element_address(context, builder, signature, arguments)
         value = _gathered(builder, address, step, count, dtype)
-        return _widen(builder, value, dtype)
+        return widened(builder, value, dtype)
 
     return Vector(accumulator(dtype))(source, offset, step, count), generate
 
@@ -382,7 +311,7 @@ def scatter(typingctx, target, offset, step, vector, count):
         # Lane by lane under a branch each: AMD's masked store takes longer, and LLVM has none for 16 bits.
         address = _element_address(context, builder, signature, arguments)
         step = context.cast(builder, arguments[2], signature.args[2], types.int64)
-        value = _narrow(builder, arguments[3], dtype)
+        value = narrowed(builder, arguments[3], dtype)
         count = context.cast(builder, arguments[4], signature.args[4], types.int64)
         for lane in range(LANES):
             number = ir.Constant(count.type, lane)
@@ -441,8 +370,8 @@ def _store_two(lane_at):
         dtype = target.dtype
 
         def generate(context, builder, signature, arguments):
-            lanes = _lane_list(lane_at(i) for i in range(2 * LANES))
-            value = _narrow(builder, builder.shuffle_vector(arguments[2], arguments[3], lanes), dtype)
+            lanes = lane_list(lane_at(i) for i in range(2 * LANES))
+            value = narrowed(builder, builder.shuffle_vector(arguments[2], arguments[3], lanes), dtype)
             address = _element_address(context, builder, signature, arguments)
             address = builder.bitcast(address, value.type.as_pointer())
             with builder.if_else(arguments[4]) as (past, through):
@@ -466,12 +395,12 @@ store_two = _store_two(lambda i: i)
 
 def _load_vector(builder, base, offset, dtype, lanes=LANES):
     """Return the vector of the `lanes` elements from base[offset] on."""
-    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), _stored(dtype, lanes).as_pointer())
-    return _widen(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
+    address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), stored(dtype, lanes).as_pointer())
+    return widened(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
 
 
 def _store_vector(builder, vector, base, offset, dtype):
-    value = _narrow(builder, vector, dtype)
+    value = narrowed(builder, vector, dtype)
     address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), value.type.as_pointer())
     builder.store(value, address, align=dtype.bitwidth // 8)
 
@@ -493,10 +422,10 @@ def class_indices(typingctx, source, offset, step, count, classes, ignore_index)
         address = _element_address(context, builder, signature, arguments)
         full = builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
         adjoining = builder.and_(full, builder.icmp_signed("==", step, ir.Constant(step.type, 1)))
-        slot = cgutils.alloca_once(builder, _stored(dtype))
+        slot = cgutils.alloca_once(builder, stored(dtype))
         with builder.if_else(adjoining) as (at_once, one_by_one):
             with at_once:
-                whole = builder.bitcast(address, _stored(dtype).as_pointer())
+                whole = builder.bitcast(address, stored(dtype).as_pointer())
                 builder.store(builder.load(whole, align=dtype.bitwidth // 8), slot)
             with one_by_one:
                 builder.store(_gathered(builder, address, step, count, dtype), slot)
@@ -518,7 +447,7 @@ def lookup(typingctx, table, index):
     """Return the vector of the elements table[index[lane]] of floats, table[0] where the index is negative."""
 
     def generate(context, builder, signature, arguments):
-        value = ir.Constant(_stored(table.dtype), None)
+        value = ir.Constant(stored(table.dtype), None)
         for lane in range(LANES):
             number = ir.Constant(ir.IntType(32), lane)
             one = builder.extract_element(arguments[1], number)
@@ -533,7 +462,7 @@ def lookup(typingctx, table, index):
 
 def _gathered(builder, address, step, count, dtype):
     """Return the elements `address[lane * step]`; lanes from `count` on read the last again: cheaper than branches."""
-    value = ir.Constant(_stored(dtype), None)
+    value = ir.Constant(stored(dtype), None)
     last = builder.sub(count, ir.Constant(count.type, 1))
     for lane in range(LANES):
         number = ir.Constant(count.type, lane)

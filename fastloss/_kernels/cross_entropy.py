@@ -13,13 +13,24 @@ import numpy as np
 from numba import prange
 
 from fastloss._kernels._jit import inlined, kernel, shared
-from fastloss._kernels._memory import advance, elements_to_line, fence, keep, load_one, pointer, put
-from fastloss._kernels._simd import LANES
+from fastloss._kernels._memory import (
+    advance,
+    elements_to_line,
+    fence,
+    keep,
+    load_one,
+    pointer,
+    prefetch_to_write,
+    put,
+)
 from fastloss._kernels.elementary import exp, log, log1p
 from fastloss._kernels.softmax import (
     BLOCK,
+    homes,
     maximum_and_sum,
     merge,
+    place,
+    room_of_row,
     row_buffer,
     row_gradient,
     soft_sums,
@@ -71,9 +82,9 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
 @shared
 def _rows(
     first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half,
-    streaming, out_gradient, out_log_softmax, out_loss,
+    streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
-    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses.
+    """Do the rows [first, last), counted over (outer, inner), whole blocks of them.
 
     The gradient of a row is written while the exponentials of the next one are computed.
     """
@@ -82,15 +93,13 @@ def _rows(
     blocks = (classes + BLOCK - 1) // BLOCK
     by_block = np.empty(2 * blocks)
     references, factors = pointer(by_block, (0,)), pointer(by_block, (blocks,))
-    # Two rows, each of whole cache lines and with room for a whole vector at the end.
-    pitch = (classes + LANES + 31) // 16 * 16
-    buffer = row_buffer(x, out_gradient, 2 * pitch)
-    exponentials = pointer(buffer, (0,))
-    spare = pointer(buffer, (pitch,))
+    room = room_of_row(classes)
+    buffer = row_buffer(x, out_gradient, 2 * room)
+    home, other_home = homes(buffer, room)
+    exponentials, spare = home, other_home
     out = pointer(out_gradient, (0, 0, 0))
     soft = soft_target(pointer(probabilities, (0, 0, 0)), pointer(class_weight, (0,)), keep_share, spread)
     pending = row_gradient(spare, factors, scale, soft, -1, 0.0, out, 0, 0, streaming)
-    loss_sum = 0.0
     for row in range(first, last):
         o = row // inner
         i = row - o * inner
@@ -109,8 +118,12 @@ def _rows(
         following = min(row + 1, last - 1)
         upcoming = pointer(x, (following // inner, 0, following % inner))
         head = 0
-        if out_gradient is not None and streaming:
-            head = elements_to_line(out)
+        if out_gradient is not None:
+            if streaming:
+                head = elements_to_line(out)
+                prefetch_to_write(out, zero)  # the lines shared with other rows
+                prefetch_to_write(out, classes - 1)
+            exponentials = place(home, head, source, spare, out)
         highest, rest = maximum_and_sum(
             source, in_half, exponentials, references, upcoming, zero, head, classes, label, pending
         )
@@ -124,7 +137,7 @@ def _rows(
         loss, factor, at_label, log_total = _finish(
             target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
         )
-        loss_sum += loss
+        out_loss_sum[row // rows_per_block] += loss
         if out_loss is not None:
             out_loss[o, i] = loss
         if out_log_softmax is not None:
@@ -135,20 +148,20 @@ def _rows(
                 for block in range(blocks):
                     put(factors, block, factor * exp(load_one(references, block) - highest))
             pending = row_gradient(exponentials, factors, scale, soft, label, at_label, out, head, classes, streaming)
-            exponentials, spare = spare, exponentials
+            spare = exponentials
+            home, other_home = other_home, home
     if out_gradient is not None:
         write_blocks(pending, zero, blocks)
     keep(buffer)
     keep(by_block)
     if streaming:
         fence()
-    return loss_sum
 
 
 @kernel
 def cross_entropy_rows(
     x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half, streaming,
-    rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    rows_per_block, shares, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
 
@@ -161,11 +174,13 @@ def cross_entropy_rows(
     its outputs.
     """
     rows = x.shape[0] * x.shape[2]
-    for block in prange(out_loss_sum.size):
-        first = np.int64(block) * rows_per_block
-        out_loss_sum[block] = _rows(
-            first, min(first + rows_per_block, rows), x, target, probabilities, class_weight, ignore_index, keep_share,
-            spread, soft_mass, scale, in_half, streaming, out_gradient, out_log_softmax, out_loss,
+    blocks = out_loss_sum.size
+    for share in prange(shares):
+        first = blocks * np.int64(share) // shares * rows_per_block
+        last = min(blocks * (np.int64(share) + 1) // shares * rows_per_block, rows)
+        _rows(
+            first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
+            in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
         )  # fmt: skip
 
 

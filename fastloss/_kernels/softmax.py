@@ -14,13 +14,17 @@ from numba import types
 
 from fastloss._kernels._jit import inlined, inlined_by_type, shared
 from fastloss._kernels._memory import (
+    PAGE,
     advance,
+    ahead,
     elements_of_line,
     elements_to_line,
     empty_accumulators,
+    itemsize_of,
     load,
     load_first,
     load_one,
+    pointer,
     prefetch,
     put,
     store,
@@ -31,6 +35,9 @@ from fastloss._kernels._memory import (
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, multiply_add, select, sum_lanes
 from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
+
+ALIASED = 512
+"""Bytes: where a stream is written less than that ahead of one that is read, modulo `PAGE`, loads wait for stores."""
 
 BLOCK = 2048
 """Classes in a block: 8 KiB of float32. A lane adds 128 of them in its own precision, the rest is float64."""
@@ -70,12 +77,56 @@ def maximum(source, start, stop):
     return np.float64(max_lanes(select(b > a, b, a)))
 
 
+@inlined
+def _is_just_ahead(written, read):
+    """Return whether lines are read from the pointer `read` on that, by address in a page, have just been written.
+
+    Of two streams that go on side by side, to `written` and from `read`. Such loads wait for the stores.
+    """
+    return 0 < ahead(written, read) < ALIASED
+
+
 @inlined_by_type
 def row_buffer(x, out, size):
     """Return a new array for `size` exponentials of elements of `x`, None where `out`, made of them, is None."""
     if isinstance(out, types.NoneType):
         return lambda x, out, size: None
     return lambda x, out, size: empty_accumulators(x, size)
+
+
+@inlined
+def room_of_row(classes):
+    """Return for how many exponentials there is to be memory for a row and the ways to `place` it."""
+    return (classes + 4 * LANES) // LANES * LANES + PAGE // 4  # a page of float32, two of float64
+
+
+@inlined_by_type
+def homes(buffer, room):
+    """Return pointers to two rooms in the array `buffer`, None twice for None."""
+    if isinstance(buffer, types.NoneType):
+        return lambda buffer, room: (None, None)
+
+    def implementation(buffer, room):
+        start = pointer(buffer, (0,))
+        start = advance(start, elements_to_line(start))
+        return start, advance(start, room)
+
+    return implementation
+
+
+@inlined
+def place(home, head, source, spare, out):
+    """Return where in its `home` the exponentials of the row at `source` go, so that no load waits for a store.
+
+    While they are written `source` and `spare` are read, and while they are read `out` is written: each of the three
+    excludes one of four places, a quarter of a page apart, at most. Whole lines begin at the element `head`.
+    """
+    place = advance(home, -head % elements_of_line(home))
+    for _ in range(3):
+        if not (_is_just_ahead(place, source) or _is_just_ahead(place, spare) or _is_just_ahead(out, place)):
+            break
+        place = advance(place, PAGE // 4 // itemsize_of(home))
+    return place
 
 
 @inlined
@@ -90,27 +141,9 @@ def _exponential(source, in_half, scratch, i, count, reference):
 @inlined
 def _without(e, i, label):
     """Return the vector `e` of the classes from i on with 0 for the label's."""
-    if 0 <= label - i < LANES:
+    if label is not None and 0 <= label - i < LANES:
         return select(lane_numbers() == label - i, 0.0, e)
     return e
-
-
-@shared
-def _block_sum(source, in_half, scratch, upcoming, start, stop, label, reference):
-    """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
-
-    Meanwhile the logits behind the pointer `upcoming`, which are read next, come into the cache.
-    """
-    total = zeros_like(source)
-    i = start
-    while i + LANES <= stop:
-        prefetch(upcoming, i - start)
-        total = total + _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
-        i += LANES
-    if i < stop:
-        total = total + _without(_exponential(source, in_half, scratch, i, stop - i, reference), i, label)
-    lanes_total = sum_lanes(total)
-    return np.float64(lanes_total) * np.float64(unscale(lanes_total))
 
 
 @inlined
@@ -123,37 +156,6 @@ def merge(highest, total, other_highest, other_total):
     if other_highest == -np.inf:  # of this set all is -inf, or nothing but nan is left
         return highest, total + other_total
     return highest, total + other_total * exp(other_highest - highest)
-
-
-@shared
-def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head, stop, label, gradient):
-    """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
-
-    Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
-    certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to
-    references[k] and go, scaled, to `scratch`, in whole vectors: up to LANES - 1 elements past `stop`. Both are None
-    where nobody reads them. The row at the pointer `upcoming` is read next. The blocks of the `gradient` of another
-    row, if any, are written in between: so memory and arithmetic are busy at once.
-    """
-    highest, total = -np.inf, 0.0
-    block = np.int64(0)
-    end = start + head
-    while start < stop:
-        end = min(end + BLOCK, stop)
-        block_highest = maximum(source, start, end)
-        reference = 0.0 if block_highest == -np.inf else block_highest
-        following = advance(source, end) if end < stop else upcoming
-        if gradient is not None and block == 0:
-            write_blocks(gradient, block, block + 1)  # here, while the core waits for what it is made of, and for m
-        block_total = _block_sum(source, in_half, scratch, following, start, end, label, reference)
-        if gradient is not None and block > 0:
-            write_blocks(gradient, block, block + 1)
-        highest, total = merge(highest, total, block_highest, block_total)
-        if references is not None:
-            put(references, block, reference)
-        block += 1
-        start = end
-    return highest, total
 
 
 class SoftTarget(NamedTuple):
@@ -233,7 +235,7 @@ def _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, la
     gradient = e * factor * unscale(e)
     if soft is not None:
         gradient = gradient - soft_lanes(e, soft, i, count) * scale
-    if 0 <= label - i < LANES:
+    if label is not None and 0 <= label - i < LANES:
         gradient = select(lane_numbers() == label - i, at_label, gradient)
     return gradient
 
@@ -302,18 +304,152 @@ def row_gradient(exponentials, factors, scale, soft, label, at_label, out, head,
     )
 
 
+@inlined
+def _lines_of_block(gradient, block):
+    """Return (start, first, last, stop) of the block of a `RowGradient`: [first, last) are the whole lines to stream.
+
+    All is in [first, last) if nothing is to be streamed, nothing anywhere where the row has no such block.
+    """
+    start = 0 if block == 0 else gradient.head + block * BLOCK
+    stop = max(min(gradient.head + (block + 1) * BLOCK, gradient.classes), start)
+    first, last = start, stop
+    if gradient.streaming:
+        first, last = lines_of(gradient.out, start, stop, True)
+    return start, first, last, stop
+
+
+@inlined
+def _row_gradient_lanes(gradient, factor, label, i, count):
+    """Return the `count` <= LANES elements of a `RowGradient` from i on; `label` is None if its label is not there."""
+    e = gradient.exponentials
+    at = None if label is None else gradient.label
+    return _gradient_lanes(e, None, e, 0.0, factor, gradient.scale, gradient.soft, at, gradient.at_label, i, count)
+
+
+@inlined
+def _write_block(gradient, factor, start, stop, streaming):
+    """Write [start, stop), of one block, of a `RowGradient`."""
+    e = gradient.exponentials
+    _write_gradient(
+        e, None, e, 0.0, factor, gradient.scale, gradient.soft, gradient.label, gradient.at_label, gradient.out, start,
+        stop, streaming,
+    )  # fmt: skip
+
+
 @shared
-def write_blocks(gradient, first, last):
-    """Write the blocks [first, last) of a `RowGradient`, as far as the row has them."""
-    for block in range(first, last):
-        start = 0 if block == 0 else gradient.head + block * BLOCK
-        stop = min(gradient.head + (block + 1) * BLOCK, gradient.classes)
-        if start < stop:
-            write_gradient(
-                gradient.exponentials, None, gradient.exponentials, 0.0, load_one(gradient.factors, block),
-                gradient.scale, gradient.soft, gradient.label, gradient.at_label, gradient.out, start, stop,
-                gradient.streaming,
-            )  # fmt: skip
+def write_blocks(gradient, first_block, last_block):
+    """Write the blocks [first_block, last_block) of a `RowGradient`, as far as the row has them."""
+    for block in range(first_block, last_block):
+        start, first, last, stop = _lines_of_block(gradient, block)
+        factor = load_one(gradient.factors, block)
+        for begin, end, past in ((start, first, False), (first, last, gradient.streaming), (last, stop, False)):
+            _write_block(gradient, factor, begin, end, past)
+
+
+@inlined
+def _until(i, end, at):
+    """Return where, of the pairs of vectors from i to `end`, the one with element `at` begins; `end` if none has it."""
+    return i + (at - i) // (2 * LANES) * (2 * LANES) if i <= at < end else end
+
+
+@inlined
+def _pair_sum(total, source, in_half, scratch, upcoming, start, i, label, reference, gradient, factor, j, past):
+    """Add the exponentials of two vectors to `total`, and write two of the `gradient` from element j on.
+
+    No label is among their classes if `label` is None.
+    """
+    prefetch(upcoming, i - start)
+    prefetch(upcoming, i + LANES - start)
+    first = _exponential(source, in_half, scratch, i, LANES, reference)
+    second = _exponential(source, in_half, scratch, i + LANES, LANES, reference)
+    store_two(
+        gradient.out, j, _row_gradient_lanes(gradient, factor, label, j, LANES),
+        _row_gradient_lanes(gradient, factor, label, j + LANES, LANES), past,
+    )  # fmt: skip
+    return (total + _without(first, i, label)) + _without(second, i + LANES, label)
+
+
+@shared
+def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, reference, gradient, block):
+    """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
+
+    Vectors begin where `head` elements behind the start do.
+
+    Meanwhile the logits behind the pointer `upcoming`, which are read next, come into the cache, and the block of the
+    `gradient` of another row, if any, is written: the memory takes stores past the caches more slowly than a core can
+    compute what they hold, so their loop has to do something else as well.
+    """
+    total = zeros_like(source)
+    i = start
+    odd = head % LANES
+    if odd > 0 and start + LANES <= stop:
+        e = _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
+        total = select(lane_numbers() < odd, e, total)
+        i += odd
+    if gradient is not None:
+        begin, first, last, end = _lines_of_block(gradient, block)
+        factor, past = load_one(gradient.factors, block), gradient.streaming
+        j = first
+        if _is_just_ahead(advance(gradient.out, first), advance(source, i)):
+            j = min(first + ALIASED // itemsize_of(gradient.out), last)
+        _write_block(gradient, factor, begin, first, False)
+        _write_block(gradient, factor, first, j, past)
+        shift = j - i
+        stop_pairs = i + min(stop - i, last - j) // (2 * LANES) * (2 * LANES)
+        while i < stop_pairs:
+            until = min(_until(i, stop_pairs, label), _until(i, stop_pairs, gradient.label - shift))
+            while i < until:
+                total = _pair_sum(
+                    total, source, in_half, scratch, upcoming, start, i, None, reference, gradient, factor, i + shift,
+                    past,
+                )  # fmt: skip
+                i += 2 * LANES
+            if i < stop_pairs:
+                total = _pair_sum(
+                    total, source, in_half, scratch, upcoming, start, i, label, reference, gradient, factor, i + shift,
+                    past,
+                )  # fmt: skip
+                i += 2 * LANES
+        _write_block(gradient, factor, i + shift, last, past)
+        _write_block(gradient, factor, last, end, False)
+    while i + LANES <= stop:
+        prefetch(upcoming, i - start)
+        total = total + _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
+        i += LANES
+    if i < stop:
+        total = total + _without(_exponential(source, in_half, scratch, i, stop - i, reference), i, label)
+    lanes_total = sum_lanes(total)
+    return np.float64(lanes_total) * np.float64(unscale(lanes_total))
+
+
+@shared
+def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head, stop, label, gradient):
+    """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
+
+    Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
+    certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to
+    references[k] and go, scaled, to `scratch`, in whole vectors: up to LANES - 1 elements past `stop`. Both are None
+    where nobody reads them. The row at the pointer `upcoming` is read next. The blocks of the `gradient` of another
+    row, if any, are written in between: so memory and arithmetic are busy at once.
+    """
+    highest, total = -np.inf, 0.0
+    block = np.int64(0)
+    end = start + head
+    while start < stop:
+        end = min(end + BLOCK, stop)
+        block_highest = maximum(source, start, end)
+        reference = 0.0 if block_highest == -np.inf else block_highest
+        following = advance(source, end) if end < stop else upcoming
+        block_total = _block_sum(
+            source, in_half, scratch, following, start, head, end, label, reference, gradient, block
+        )
+        highest, total = merge(highest, total, block_highest, block_total)
+        if references is not None:
+            put(references, block, reference)
+        block += 1
+        start = end
+        head = 0
+    return highest, total
 
 
 @shared
