@@ -100,9 +100,15 @@ def _rows(
     out = pointer(out_gradient, (0, 0, 0))
     soft = soft_target(pointer(probabilities, (0, 0, 0)), pointer(class_weight, (0,)), keep_share, spread)
     pending = row_gradient(spare, factors, scale, soft, -1, 0.0, out, 0, 0, streaming)
+    next_o, next_i, number = first // inner, first % inner, first // rows_per_block  # counted on, not divided each time
     for row in range(first, last):
-        o = row // inner
-        i = row - o * inner
+        o, i = next_o, next_i
+        if row + 1 < last:
+            next_i += 1
+            if next_i == inner:
+                next_o, next_i = o + 1, zero
+        if row == (number + 1) * rows_per_block:
+            number += 1
         source = pointer(x, (o, 0, i))
         out = pointer(out_gradient, (o, 0, i))
         label, logit, hard, smooth, mass, dot = -1, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -115,8 +121,7 @@ def _rows(
                     out_loss[o, i] = 0.0
                 continue
             logit, hard, smooth = _label_terms(source, class_weight, keep_share, spread, label)
-        following = min(row + 1, last - 1)
-        upcoming = pointer(x, (following // inner, 0, following % inner))
+        upcoming = pointer(x, (next_o, 0, next_i))
         head = 0
         if out_gradient is not None:
             if streaming:
@@ -137,7 +142,7 @@ def _rows(
         loss, factor, at_label, log_total = _finish(
             target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
         )
-        out_loss_sum[row // rows_per_block] += loss
+        out_loss_sum[number] += loss
         if out_loss is not None:
             out_loss[o, i] = loss
         if out_log_softmax is not None:
