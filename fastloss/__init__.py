@@ -3,6 +3,7 @@
 The functions take and return NumPy arrays and follow those of the same names in `torch.nn.functional`.
 """
 
+from fastloss._warmup import warmup
 from fastloss.functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -31,4 +32,5 @@ __all__ = [
     "nll_loss",
     "sigmoid",
     "softmax",
+    "warmup",
 ]

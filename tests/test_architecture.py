@@ -22,6 +22,7 @@ KERNELS_MAY_IMPORT = {"numba", "llvmlite", "numpy", *sys.stdlib_module_names}
 FLOORS = (
     {"fastloss.nn"},
     {"fastloss", "fastloss.__main__"},
+    {"fastloss._warmup"},
     {"fastloss.functional"},
     {"fastloss._engine"},
     {"fastloss._checks", "fastloss._layout", "fastloss._reduction", "fastloss._threads"},

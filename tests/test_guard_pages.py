@@ -29,7 +29,7 @@ def assert_survives(function: str, size: str, threads: int) -> None:
 
 
 def test_every_function_is_among_them() -> None:
-    assert set(fl.__all__) == {name.split()[0] for name in guarded.FUNCTIONS}
+    assert set(fl.__all__) - {"warmup"} == {name.split()[0] for name in guarded.FUNCTIONS}
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -1,0 +1,93 @@
+"""Compiling kernels ahead of the first call, for images of containers and the like."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastloss import _threads, functional
+
+_CLASSES = (2, 10, 256)
+"""Numbers of classes that different kernels serve."""
+
+_FUNCTIONS = sorted(
+    name
+    for name, value in vars(functional).items()
+    if inspect.isfunction(value) and value.__module__ == functional.__name__ and not name.startswith("_")
+)
+
+
+def warmup(functions: Sequence[str] | None = None, dtypes: Sequence[DTypeLike] = (np.float32,)) -> dict[str, float]:
+    """Return the seconds that the common calls of each function take to compile, or to load from the cache.
+
+    What is compiled stays in the process and in Numba's cache folder. Otherwise a kernel is compiled by the first call
+    that needs it.
+
+    Parameters
+    ----------
+    functions : sequence of str, optional
+        Names of functions of fastloss; by default all of them.
+    dtypes : sequence of dtype, default float32
+        Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
+
+    Returns
+    -------
+    seconds : dict of str to float
+        By the function's name.
+
+    Raises
+    ------
+    ValueError
+        If a name in `functions` is not that of a function of fastloss.
+    TypeError
+        If a dtype is not one of the four.
+
+    Notes
+    -----
+    Common are calls with the default options, class indices of int64, with and without the gradient, of few elements
+    and of many, of 2, 10 and 256 classes. A process of one thread compiles no kernels for many. The cache folder is
+    that of NUMBA_CACHE_DIR, else beside the package or the user's; what lies in it serves CPUs of the same kind alone.
+
+    References
+    ----------
+    `Numba: notes on caching <https://numba.readthedocs.io/en/stable/developer/caching.html>`_.
+
+    Examples
+    --------
+    >>> import fastloss as fl
+    >>> seconds = fl.warmup(["sigmoid"])
+    >>> list(seconds)
+    ['sigmoid']
+    """
+    names = _FUNCTIONS if functions is None else functions
+    for name in names:
+        if name not in _FUNCTIONS:
+            raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
+    seconds = {}
+    for name in names:
+        start = time.perf_counter()
+        for dtype in dtypes:
+            for call in _common_calls(name, dtype):
+                call()
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
+def _common_calls(name: str, dtype: DTypeLike) -> Iterator[Callable[[], Any]]:
+    function = getattr(functional, name)
+    parameters = inspect.signature(function).parameters
+    of_indices = "ignore_index" in parameters
+    for elements in (1, _threads.SERIAL_ELEMENTS):
+        for classes in _CLASSES if of_indices or "axis" in parameters else (1,):
+            input = np.full((-(-elements // classes), classes), 0.5).astype(dtype)
+            target = np.zeros(len(input), np.int64) if of_indices else input
+            arguments = (input, target) if "target" in parameters else (input,)
+            yield partial(function, *arguments)
+            if "return_grad" in parameters:
+                yield partial(function, *arguments, return_grad=True)

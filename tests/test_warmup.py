@@ -1,0 +1,75 @@
+"""Compiling ahead: what `warmup` leaves in the cache, and how many kernels the common calls need."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastloss as fl
+
+ROOT = pathlib.Path(fl.__file__).parent.parent
+
+KERNELS = """
+from fastloss._kernels import _jit, bce, cross_entropy, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise
+from fastloss._kernels import targets
+kernels = {
+    id(value): value
+    for module in (bce, cross_entropy, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise, targets)
+    for value in vars(module).values()
+    if isinstance(value, _jit.Kernel)
+}.values()
+variants = [variant for kernel in kernels for variant in kernel]
+compiled = sum(sum(variant.stats.cache_misses.values()) for variant in variants)
+loaded = sum(sum(variant.stats.cache_hits.values()) for variant in variants)
+print(compiled, loaded)
+"""
+
+COMMON = """
+import numpy as np, fastloss as fl
+for classes in (2, 10, 1000):
+    for rows in (3, 40000 // classes):
+        y = np.zeros(rows, np.int64)
+        for order in "CF":
+            x = np.zeros((rows, classes), np.float32, order)
+            fl.cross_entropy(x, y)
+            fl.cross_entropy(x, y, return_grad=True)
+"""
+
+
+def counts(code: str, folder: pathlib.Path) -> tuple[int, int]:
+    """Return (kernels compiled, kernels loaded) by a process that runs `code` on two threads."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code + KERNELS]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=600)
+    compiled, loaded = run.stdout.split()
+    return int(compiled), int(loaded)
+
+
+def test_a_later_process_compiles_nothing(tmp_path: pathlib.Path) -> None:
+    compiled, loaded = counts("import fastloss as fl\nassert list(fl.warmup(['mse_loss'])) == ['mse_loss']", tmp_path)
+    assert (compiled, loaded) == (4, 0)  # with and without the gradient, of few elements and of many
+    calls = "\n".join(
+        f"fl.mse_loss(np.ones({size}, 'f4'), np.ones({size}, 'f4'), return_grad={grad})"
+        for size in (5, 10**5)
+        for grad in (False, True)
+    )
+    assert counts(f"import numpy as np, fastloss as fl\n{calls}", tmp_path) == (0, 4)
+
+
+@pytest.mark.slow
+def test_common_calls_of_cross_entropy_need_few_kernels(tmp_path: pathlib.Path) -> None:
+    """Three kernels, with and without the gradient, serial and parallel; and one that looks at so few targets."""
+    compiled, _ = counts(COMMON, tmp_path)
+    assert compiled == 3 * 2 * 2 + 1
+
+
+def test_unknown_names_and_dtypes_are_errors() -> None:
+    with pytest.raises(ValueError, match="functions has 'hinge_loss'; it must be one of binary_cross_entropy, "):
+        fl.warmup(["mse_loss", "hinge_loss"])
+    with pytest.raises(TypeError, match="input"):
+        fl.warmup(["sigmoid"], dtypes=[np.complex64])
