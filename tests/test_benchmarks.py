@@ -292,3 +292,16 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def test_modes_are_known() -> None:
     assert all(set(case.modes()) <= set(MODES) for case in CASES)
     assert len({case.title for case in CASES}) == len(CASES)
+
+
+def test_training_compares_the_steps_with_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = pytest.importorskip("benchmarks.training", reason="needs torch")
+    monkeypatch.setattr(training, "SHAPES", [(300, 7)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks.training", "--steps", "2"])
+    training.main()
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title == "300 x 7"
+    assert [row.split()[0] for row in rows] == ["kernel", "fastloss.nn", "torch.nn"]
+    assert all(float(row.split()[1]) > 0 for row in rows)
