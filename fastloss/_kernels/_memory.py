@@ -19,7 +19,8 @@ CACHE_LINE = 64
 """Bytes of a cache line, of x86-64 and of most AArch64."""
 
 PAGE = 4096
-"""Bytes in which addresses repeat for the store queues of x86-64: they tell loads from stores by the lowest 12 bits."""
+"""Bytes after which addresses look alike: loads wait for earlier stores whose lowest 12 bits match (AMD, Software
+Optimization Guide for AMD64 Processors, 25112, section 5.5; Intel calls it 4K aliasing)."""
 
 SQUARE = 8
 """Rows and columns of the blocks that are transposed: they fit in 16 registers of 256 bits."""
