@@ -233,7 +233,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         kernel, settings = k.ce.cross_entropy_chunks, (work.in_half, streamed, chunk, statistics, results)
     else:
         length = block_length(rows, classes)
-        sums = np.zeros(block_count(rows, length))
+        sums = np.empty(block_count(rows, length))
         shares = _threads.threads_for(input.size)
         kernel, settings = k.ce.cross_entropy_rows, (work.in_half, streamed, length, shares)
     _threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)

@@ -12,9 +12,11 @@ from types import ModuleType, SimpleNamespace
 
 import battery
 import numba
+import numpy as np
 import pytest
 
-from fastloss import _threads
+import fastloss as fl
+from fastloss import _engine, _threads
 
 TESTS = pathlib.Path(battery.__file__).parent
 
@@ -158,3 +160,50 @@ def test_workqueue_launches_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     _threads._launched(kernel, ())
     assert ran == ["parallel", "serial"]
     assert not _threads._launch.locked()
+
+
+@pytest.mark.parametrize(
+    ("units", "elements"), [(20_000, 1_000), (1_024, 32_000), (2_000_000, 10), (300_000, 256), (100_000, 1_003)]
+)
+def test_blocks_keep_64_threads_busy(units: int, elements: int) -> None:
+    length = _threads.block_length(units, elements)
+    count = _threads.block_count(units, length)
+    assert (count - 1) * length < units <= count * length
+    of_thread = [sum(min(length, units - block * length) for block in range(k, count, 64)) for k in range(64)]
+    assert sum(of_thread) == units
+    assert max(of_thread) <= 1.25 * units / 64
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_threads_share_rows_that_are_ignored_in_one_run(threads: int) -> None:
+    """The kernel of rows gives a thread every so many-th block: the rows to do are spread as evenly as all rows."""
+    units, elements = 20_000, 1_000
+    length = _threads.block_length(units, elements)
+    is_ignored = np.arange(units) < units // 2
+    of_thread = [
+        sum(
+            int((~is_ignored[block * length : (block + 1) * length]).sum())
+            for block in range(k, _threads.block_count(units, length), threads)
+        )
+        for k in range(threads)
+    ]
+    assert max(of_thread) <= 1.05 * units / 2 / threads + length
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_shares_of_the_rows_do_not_change_the_result(rows: int, shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of few rows, more shares than blocks, ignored rows at their ends: the bits are those of one share."""
+    rng = np.random.default_rng(rows)
+    logits, target = rng.normal(size=(rows, 300)).astype(np.float32), rng.integers(0, 300, rows)
+    target[::4] = -100
+    monkeypatch.setattr(_threads, "BLOCK_ELEMENTS", 600)
+    monkeypatch.setattr(_engine, "STREAMED_BYTES", 1)
+    out = np.empty_like(logits)  # one for both: its cache lines decide where vectors begin
+    expected, _ = fl.cross_entropy(logits, target, reduction="sum", return_grad=True, out=out)
+    gradient = out.copy()
+    monkeypatch.setattr(_threads, "threads_for", lambda elements: shares)
+    monkeypatch.setattr(_threads, "run", lambda kernel, elements, *arguments: kernel.serial(*arguments))
+    actual, _ = fl.cross_entropy(logits, target, reduction="sum", return_grad=True, out=out)
+    assert actual == expected
+    np.testing.assert_array_equal(out, gradient)

@@ -37,7 +37,10 @@ from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, mu
 from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
 
 ALIASED = 512
-"""Bytes: where a stream is written less than that ahead of one that is read, modulo `PAGE`, loads wait for stores."""
+"""Bytes: where a stream is written less than that ahead of one that is read, modulo `PAGE`, loads wait for stores.
+
+On AMD's Zen 4 the loop of the rows takes 1.1 to 2 times as long then.
+"""
 
 BLOCK = 2048
 """Classes in a block: 8 KiB of float32. A lane adds 128 of them in its own precision, the rest is float64."""
@@ -430,7 +433,7 @@ def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head,
     certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to
     references[k] and go, scaled, to `scratch`, in whole vectors: up to LANES - 1 elements past `stop`. Both are None
     where nobody reads them. The row at the pointer `upcoming` is read next. The blocks of the `gradient` of another
-    row, if any, are written in between: so memory and arithmetic are busy at once.
+    row, if any, are written in the same loops: so memory and arithmetic are busy at once.
     """
     highest, total = -np.inf, 0.0
     block = np.int64(0)
