@@ -395,8 +395,8 @@ def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, ref
         j = first
         if _is_just_ahead(advance(gradient.out, first), advance(source, i)):
             j = min(first + ALIASED // itemsize_of(gradient.out), last)
-        _write_block(gradient, factor, begin, first, False)
-        _write_block(gradient, factor, first, j, past)
+        for low, high, streaming in ((begin, first, False), (last, end, False), (first, j, past)):
+            _write_block(gradient, factor, low, high, streaming)
         shift = j - i
         stop_pairs = i + min(stop - i, last - j) // (2 * LANES) * (2 * LANES)
         while i < stop_pairs:
@@ -414,7 +414,6 @@ def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, ref
                 )  # fmt: skip
                 i += 2 * LANES
         _write_block(gradient, factor, i + shift, last, past)
-        _write_block(gradient, factor, last, end, False)
     while i + LANES <= stop:
         prefetch(upcoming, i - start)
         total = total + _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
