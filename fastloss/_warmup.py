@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastloss import _threads, functional
+from fastloss import _checks, _threads, functional
 
 _CLASSES = (2, 10, 256)
 """Numbers of classes that different kernels serve."""
@@ -23,7 +23,9 @@ _FUNCTIONS = sorted(
 )
 
 
-def warmup(functions: Sequence[str] | None = None, dtypes: Sequence[DTypeLike] = (np.float32,)) -> dict[str, float]:
+def warmup(
+    functions: str | Sequence[str] | None = None, dtypes: str | Sequence[DTypeLike] = (np.float32,)
+) -> dict[str, float]:
     """Return the seconds that the common calls of each function take to compile, or to load from the cache.
 
     What is compiled stays in the process and in Numba's cache folder. Otherwise a kernel is compiled by the first call
@@ -31,9 +33,9 @@ def warmup(functions: Sequence[str] | None = None, dtypes: Sequence[DTypeLike] =
 
     Parameters
     ----------
-    functions : sequence of str, optional
+    functions : str or sequence of str, optional
         Names of functions of fastloss; by default all of them.
-    dtypes : sequence of dtype, default float32
+    dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
 
     Returns
@@ -65,28 +67,32 @@ def warmup(functions: Sequence[str] | None = None, dtypes: Sequence[DTypeLike] =
     >>> list(seconds)
     ['sigmoid']
     """
-    names = _FUNCTIONS if functions is None else functions
+    names = _FUNCTIONS if functions is None else [functions] if isinstance(functions, str) else functions
+    types = [np.dtype(dtype) for dtype in ([dtypes] if isinstance(dtypes, str) else dtypes)]
+    for dtype in types:
+        if not _checks.is_float(dtype):
+            raise TypeError(f"dtypes has {dtype}; it must be {_checks.FLOATS}")
     for name in names:
         if name not in _FUNCTIONS:
             raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
     seconds = {}
     for name in names:
         start = time.perf_counter()
-        for dtype in dtypes:
+        for dtype in types:
             for call in _common_calls(name, dtype):
                 call()
         seconds[name] = time.perf_counter() - start
     return seconds
 
 
-def _common_calls(name: str, dtype: DTypeLike) -> Iterator[Callable[[], Any]]:
+def _common_calls(name: str, dtype: np.dtype[Any]) -> Iterator[Callable[[], Any]]:
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters
     of_indices = "ignore_index" in parameters
-    for elements in (1, _threads.SERIAL_ELEMENTS):
+    for rows in (1, _threads.SERIAL_ELEMENTS):
         for classes in _CLASSES if of_indices or "axis" in parameters else (1,):
-            input = np.full((-(-elements // classes), classes), 0.5).astype(dtype)
-            target = np.zeros(len(input), np.int64) if of_indices else input
+            input = np.full((rows, classes), 0.5).astype(dtype)
+            target = np.zeros(rows, np.int64) if of_indices else input
             arguments = (input, target) if "target" in parameters else (input,)
             yield partial(function, *arguments)
             if "return_grad" in parameters:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tolerances import assert_agree, assert_close, assert_no_worse
 
 import fastloss as fl
+from fastloss import _engine
 
 BOTH_KERNELS = [(9, 7), (9, 100)]
 """Shapes whose lanes run over rows, and over classes."""
@@ -142,3 +143,38 @@ def test_many_rows() -> None:
     for shape in ((20_011, 2), (5_003, 10), (701, 100), (3, 10, 41, 43)):
         arguments, keywords = cases.class_arguments(cases.ClassOptions(), shape, np.dtype(np.float32))
         compare(arguments, keywords)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
+def test_rows_of_several_blocks_are_streamed_to_any_place(
+    dtype: np.dtype[Any], in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "STREAMED_BYTES", 1)
+    rng = np.random.default_rng(0)
+    for classes, offset in ((2049, 0), (2080, 3), (4128, 17), (1003, 30)):
+        logits = (4 * rng.normal(size=(6, classes))).astype(dtype)
+        target = np.array([0, classes - 1, -100, 2048 % classes, 17, -100])
+        memory = np.full(logits.size + 64, 7, dtype)
+        out = memory[offset : offset + logits.size].reshape(logits.shape)
+        truth, gradient = oracles.cross_entropy(logits, target, reduction="sum")
+        peer = peers.torch_loss(F.cross_entropy, logits, target, reduction="sum")
+        if in_place:
+            out[...] = logits
+        loss, _ = fl.cross_entropy(out if in_place else logits, target, reduction="sum", return_grad=True, out=out)
+        assert_no_worse(loss, peer[0], truth, dtype)
+        assert_no_worse(out, peer[1], gradient, dtype)
+        assert (memory[:offset] == 7).all()
+        assert (memory[offset + logits.size :] == 7).all()
+
+
+@pytest.mark.parametrize("highest", [-50.0, -100.0, -800.0])
+def test_a_block_of_masked_logits_has_gradient_zero(highest: float) -> None:
+    logits = np.full((2, 4200), highest, np.float32)
+    logits[:, :2100] = -np.inf
+    target = np.array([2100, 4199])
+    loss, gradient = fl.cross_entropy(logits, target, return_grad=True)
+    true_loss, true_gradient = oracles.cross_entropy(logits, target)
+    assert_close(loss, true_loss, np.float32)
+    assert_close(gradient, true_gradient, np.float32)
+    assert_close(fl.softmax(logits), oracles.softmax(logits), np.float32)

@@ -199,7 +199,7 @@ def test_shares_of_the_rows_do_not_change_the_result(rows: int, shares: int, mon
     target[::4] = -100
     monkeypatch.setattr(_threads, "BLOCK_ELEMENTS", 600)
     monkeypatch.setattr(_engine, "STREAMED_BYTES", 1)
-    out = np.empty_like(logits)  # one for both: its cache lines decide where vectors begin
+    out = np.empty_like(logits)
     expected, _ = fl.cross_entropy(logits, target, reduction="sum", return_grad=True, out=out)
     gradient = out.copy()
     monkeypatch.setattr(_threads, "threads_for", lambda elements: shares)

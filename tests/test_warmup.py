@@ -50,6 +50,13 @@ def counts(code: str, folder: pathlib.Path) -> tuple[int, int]:
     return int(compiled), int(loaded)
 
 
+@pytest.mark.slow
+def test_class_indices_are_looked_at_by_all_threads_too(tmp_path: pathlib.Path) -> None:
+    counts("import fastloss as fl\nfl.warmup('nll_loss')", tmp_path)
+    call = "fl.nll_loss(np.ones((40000, 2), 'f4'), np.zeros(40000, int), return_grad=True)"
+    assert counts(f"import numpy as np, fastloss as fl\n{call}", tmp_path) == (0, 2)
+
+
 def test_a_later_process_compiles_nothing(tmp_path: pathlib.Path) -> None:
     compiled, loaded = counts("import fastloss as fl\nassert list(fl.warmup(['mse_loss'])) == ['mse_loss']", tmp_path)
     assert (compiled, loaded) == (4, 0)  # with and without the gradient, of few elements and of many
@@ -71,5 +78,6 @@ def test_common_calls_of_cross_entropy_need_few_kernels(tmp_path: pathlib.Path) 
 def test_unknown_names_and_dtypes_are_errors() -> None:
     with pytest.raises(ValueError, match="functions has 'hinge_loss'; it must be one of binary_cross_entropy, "):
         fl.warmup(["mse_loss", "hinge_loss"])
-    with pytest.raises(TypeError, match="input"):
-        fl.warmup(["sigmoid"], dtypes=[np.complex64])
+    for dtype in (np.complex64, np.int64, np.bool_):
+        with pytest.raises(TypeError, match=r"dtypes has .*; it must be float16, bfloat16, float32 or float64"):
+            fl.warmup(["sigmoid"], dtypes=[np.float32, dtype])

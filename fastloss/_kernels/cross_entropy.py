@@ -134,7 +134,7 @@ def _rows(
                     head = elements_to_line(out)
                     prefetch_to_write(out, zero)  # the lines shared with other rows
                     prefetch_to_write(out, classes - 1)
-                exponentials = place(home, head, source, spare, out)
+                exponentials = place(home, head, classes, source, spare, out)
             highest, rest = maximum_and_sum(
                 source, in_half, exponentials, references, upcoming, zero, head, classes, label, pending
             )
@@ -188,8 +188,8 @@ def cross_entropy_rows(
     terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
     gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
 
-    Each of `shares` threads goes through its rows without a break, as blocks would be, and takes blocks from all over,
-    so that none has all the rows to ignore. It needs two rows of memory beside its outputs.
+    Each of `shares` threads carries the gradient that it has not yet written from block to block, and takes blocks from
+    all over, so that none has all the rows to ignore. It needs two rows of memory and some pages beside its outputs.
     """
     for share in prange(shares):
         _rows(
@@ -280,9 +280,7 @@ def _write_chunk(
             write_zeros(out, start, stop, streaming)
         else:
             soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
-            write_gradient(
-                source, in_half, None, highest, factor, scale, soft, label, at_label, out, start, stop, streaming
-            )
+            write_gradient(source, in_half, highest, factor, scale, soft, label, at_label, out, start, stop, streaming)
     if streaming:
         fence()
 

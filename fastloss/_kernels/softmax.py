@@ -37,8 +37,9 @@ from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, mu
 from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
 
 ALIASED = 512
-"""Bytes: where a stream is written less than that ahead of one that is read, modulo `PAGE`, loads wait for stores.
+"""Bytes. Where a loop writes less than that ahead of where it reads, modulo `PAGE`, its loads wait for its stores.
 
+If it reads from 0x10000 on and writes from 0x20040 on, say, it reads 0x10040 while the store to 0x20040 is on its way.
 On AMD's Zen 4 the loop of the rows takes 1.1 to 2 times as long then.
 """
 
@@ -82,10 +83,7 @@ def maximum(source, start, stop):
 
 @inlined
 def _is_just_ahead(written, read):
-    """Return whether lines are read from the pointer `read` on that, by address in a page, have just been written.
-
-    Of two streams that go on side by side, to `written` and from `read`. Such loads wait for the stores.
-    """
+    """Return whether a loop that writes from the pointer `written` on and reads from `read` on waits: see `ALIASED`."""
     return 0 < ahead(written, read) < ALIASED
 
 
@@ -99,8 +97,12 @@ def row_buffer(x, out, size):
 
 @inlined
 def room_of_row(classes):
-    """Return for how many exponentials there is to be memory for a row and the ways to `place` it."""
-    return (classes + 4 * LANES) // LANES * LANES + PAGE // 4  # a page of float32, two of float64
+    """Return for how many exponentials there is to be memory for a row and the ways to `place` it.
+
+    Before them up to a line for `head` and three quarters of a page, behind them up to a vector: in float32 as many
+    elements as here, in float64 fewer.
+    """
+    return (classes + 4 * LANES) // LANES * LANES + PAGE // 4
 
 
 @inlined_by_type
@@ -118,13 +120,15 @@ def homes(buffer, room):
 
 
 @inlined
-def place(home, head, source, spare, out):
-    """Return where in its `home` the exponentials of the row at `source` go, so that no load waits for a store.
+def place(home, head, classes, source, spare, out):
+    """Return where in its `home` the exponentials of the row at `source` go, so that loads do not wait for stores.
 
     While they are written `source` and `spare` are read, and while they are read `out` is written: each of the three
-    excludes one of four places, a quarter of a page apart, at most. Whole lines begin at the element `head`.
+    excludes one of four places, a quarter of a page apart, at most. (Halves take half as many bytes in `source` and
+    `out`, so that they come too near for a part of the row all the same.) In rows of several blocks, whole lines begin
+    at the element `head`, as in `out`.
     """
-    place = advance(home, -head % elements_of_line(home))
+    place = advance(home, -head % elements_of_line(home) if classes > BLOCK else 0)
     for _ in range(3):
         if not (_is_just_ahead(place, source) or _is_just_ahead(place, spare) or _is_just_ahead(out, place)):
             break
@@ -263,19 +267,14 @@ def _write_gradient(
 
 
 @inlined
-def write_gradient(
-    source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming
-):
+def write_gradient(source, in_half, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
     """Write factor e**(x - reference) - scale q to out[start:stop], and `at_label` at the class `label`.
 
-    The exponentials are read from `scratch`, where `maximum_and_sum` left them, or computed again where it is None.
     Without `soft` q is 0. The whole cache lines go past the caches if `streaming`; a `fence` must follow.
     """
     first, last = lines_of(out, start, stop, streaming)
     for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
-        _write_gradient(
-            source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, begin, end, past
-        )
+        _write_gradient(source, in_half, None, reference, factor, scale, soft, label, at_label, out, begin, end, past)
 
 
 class RowGradient(NamedTuple):
@@ -376,7 +375,7 @@ def _pair_sum(total, source, in_half, scratch, upcoming, start, i, label, refere
 def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, reference, gradient, block):
     """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
 
-    Vectors begin where `head` elements behind the start do.
+    In the first of several blocks, of `BLOCK` + `head` classes, vectors begin `head` elements behind the start.
 
     Meanwhile the logits behind the pointer `upcoming`, which are read next, come into the cache, and the block of the
     `gradient` of another row, if any, is written: the memory takes stores past the caches more slowly than a core can
@@ -384,8 +383,8 @@ def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, ref
     """
     total = zeros_like(source)
     i = start
-    odd = head % LANES
-    if odd > 0 and start + LANES <= stop:
+    odd = head % LANES if stop - start == BLOCK + head else 0
+    if odd > 0:
         e = _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
         total = select(lane_numbers() < odd, e, total)
         i += odd
@@ -429,10 +428,10 @@ def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head,
     """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
 
     Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
-    certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to
-    references[k] and go, scaled, to `scratch`, in whole vectors: up to LANES - 1 elements past `stop`. Both are None
-    where nobody reads them. The row at the pointer `upcoming` is read next. The blocks of the `gradient` of another
-    row, if any, are written in the same loops: so memory and arithmetic are busy at once.
+    certain. Blocks have `BLOCK` classes, the first one `head` more. The exponentials of block k are relative to its
+    largest logit, references[k] (where that is -inf they are 0), and go, scaled, to `scratch`, in whole vectors: up to
+    LANES - 1 elements past `stop`. Both can be None. The row at the pointer `upcoming` is read next. The blocks of the
+    `gradient` of another row, if any, are written in the same loops: so memory and arithmetic are busy at once.
     """
     highest, total = -np.inf, 0.0
     block = np.int64(0)
@@ -447,7 +446,7 @@ def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head,
         )
         highest, total = merge(highest, total, block_highest, block_total)
         if references is not None:
-            put(references, block, reference)
+            put(references, block, block_highest)
         block += 1
         start = end
         head = 0
