@@ -17,6 +17,7 @@ import pytest
 
 import fastloss as fl
 from fastloss import _engine, _threads
+from fastloss._kernels import cross_entropy
 
 TESTS = pathlib.Path(battery.__file__).parent
 
@@ -174,20 +175,20 @@ def test_blocks_keep_64_threads_busy(units: int, elements: int) -> None:
     assert max(of_thread) <= 1.25 * units / 64
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 64])
-def test_threads_share_rows_that_are_ignored_in_one_run(threads: int) -> None:
-    """The kernel of rows gives a thread every so many-th block: the rows to do are spread as evenly as all rows."""
-    units, elements = 20_000, 1_000
-    length = _threads.block_length(units, elements)
-    is_ignored = np.arange(units) < units // 2
-    of_thread = [
-        sum(
-            int((~is_ignored[block * length : (block + 1) * length]).sum())
-            for block in range(k, _threads.block_count(units, length), threads)
-        )
-        for k in range(threads)
-    ]
-    assert max(of_thread) <= 1.05 * units / 2 / threads + length
+@numba.njit
+def _one_share(share, shares, x, target, sums):  # type: ignore[no-untyped-def]  # compiled by Numba
+    cross_entropy._rows(
+        share, shares, x, target, None, None, -100, 1.0, None, 0.0, 1.0, None, False, 2, None, None, None, sums
+    )
+
+
+@pytest.mark.parametrize(("share", "done"), [(0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5])])
+def test_a_thread_takes_blocks_of_rows_from_all_over(share: int, done: list[int]) -> None:
+    """So rows to ignore that lie in one run are shared by all."""
+    logits, sums = np.zeros((13, 300), np.float32), np.full(7, np.nan)
+    _one_share(share, 3, logits.T[np.newaxis], np.zeros((1, 13), np.int64), sums)
+    assert np.flatnonzero(~np.isnan(sums)).tolist() == done
+    np.testing.assert_allclose(sums[done], [np.log(300) * (1 if block == 6 else 2) for block in done])
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 7, 64])
