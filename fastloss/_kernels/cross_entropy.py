@@ -105,7 +105,7 @@ def _rows(
         first = number * rows_per_block
         last = min(first + rows_per_block, rows)
         after = first + shares * rows_per_block  # the row behind the last
-        next_o, next_i = first // inner, first % inner  # counted on: a division takes a twentieth of a row's time
+        next_o, next_i = first // inner, first % inner  # counted on, not divided for each row
         loss_sum = 0.0
         for row in range(first, last):
             o, i = next_o, next_i
