@@ -9,9 +9,11 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices     | `cross_entropy_pairs`  |
+| side by side (2)     | 3 to 12, likewise         | `cross_entropy_few`    |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
+(2) And rows side by side, without label smoothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
+FEW_CLASSES = 12
+"""Up to so many classes a group of rows stays in registers."""
+
 TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
 its copy in the order of the output, and what is read next."""
@@ -65,6 +70,7 @@ def _load() -> SimpleNamespace:
         from fastloss._kernels import (
             bce,
             cross_entropy,
+            cross_entropy_few,
             cross_entropy_pairs,
             cross_entropy_tiles,
             nll,
@@ -82,8 +88,8 @@ def _load() -> SimpleNamespace:
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
     return SimpleNamespace(
-        bce=bce, ce=cross_entropy, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles, nll=nll,
-        pointwise=pointwise, targets=targets, softmax=softmax, elements=elements,
+        bce=bce, ce=cross_entropy, few=cross_entropy_few, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles,
+        nll=nll, pointwise=pointwise, targets=targets, softmax=softmax, elements=elements,
     )  # fmt: skip
 
 
@@ -179,6 +185,14 @@ def _in_half(input: np.ndarray) -> bool | None:
     return True if input.dtype.itemsize == 2 else None
 
 
+def _are_few(x: np.ndarray, gradient: np.ndarray | None) -> bool:
+    """Return whether the (outer, C, inner) arrays have few classes, side by side as are the rows."""
+    outer, classes, _ = x.shape
+    strides = (x.itemsize, classes * x.itemsize)
+    side_by_side = x.strides[1:] == strides and (gradient is None or gradient.strides[1:] == strides)
+    return 2 < classes <= FEW_CLASSES and outer == 1 and side_by_side
+
+
 def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
     """Run the kernel of the table above; return (sums of the losses by blocks, the loss of each row if asked for)."""
     if input.size == 0:
@@ -212,11 +226,13 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         sums = np.empty(block_count(rows, length))
         kernel, settings = k.nll.nll_rows, (streamed, length)
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
-    elif classes == 2 and target is not None and work.spread is None and log_softmax is None:
-        length = -(-block_length(rows, 2) // k.softmax.LANES) * k.softmax.LANES
+    elif target is not None and work.spread is None and (classes == 2 or _are_few(x, gradient)):
+        length = -(-block_length(rows, classes) // k.softmax.LANES) * k.softmax.LANES
         sums = np.empty(block_count(rows, length))
-        kernel, settings = k.pairs.cross_entropy_pairs, (streamed, length)
+        kernel, settings = k.pairs.cross_entropy_pairs, (length,)
         arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
+        if classes > 2:
+            kernel, arguments = k.few.cross_entropy_few, (x, target, (None,) * classes, *arguments[2:])
     elif not side_by_side or classes * _checks.accumulator(input.dtype).itemsize < ROW_BYTES_FROM:
         lanes = k.softmax.LANES
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)

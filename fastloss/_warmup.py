@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from fastloss import _checks, _threads, functional
 
-_CLASSES = (2, 10, 256)
+_CLASSES = (2, 10, 100, 256)
 """Numbers of classes that different kernels serve."""
 
 _FUNCTIONS = sorted(
@@ -24,7 +24,9 @@ _FUNCTIONS = sorted(
 
 
 def warmup(
-    functions: str | Sequence[str] | None = None, dtypes: str | Sequence[DTypeLike] = (np.float32,)
+    functions: str | Sequence[str] | None = None,
+    dtypes: str | Sequence[DTypeLike] = (np.float32,),
+    classes: Sequence[int] = _CLASSES,
 ) -> dict[str, float]:
     """Return the seconds that the common calls of each function take to compile, or to load from the cache.
 
@@ -37,6 +39,9 @@ def warmup(
         Names of functions of fastloss; by default all of them.
     dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
+    classes : sequence of int, default (2, 10, 100, 256)
+        Of the rows, where there are such. Each number from 3 to 12 has a kernel of its own for `cross_entropy`, numbers
+        up to 255 (127 in float64) share one, and so do larger ones.
 
     Returns
     -------
@@ -46,14 +51,14 @@ def warmup(
     Raises
     ------
     ValueError
-        If a name in `functions` is not that of a function of fastloss.
+        If a name in `functions` is not that of a function of fastloss, or a number in `classes` not positive.
     TypeError
-        If a dtype is not one of the four.
+        If a dtype is not one of the four, or a number in `classes` no integer.
 
     Notes
     -----
     Common are calls with the default options, class indices of int64, with and without the gradient, of few elements
-    and of many, of 2, 10 and 256 classes. A process of one thread compiles no kernels for many. The cache folder is
+    and of many, in C order. A process of one thread compiles no kernels for many. The cache folder is
     that of NUMBA_CACHE_DIR, else beside the package or the user's; what lies in it serves CPUs of the same kind alone.
 
     References
@@ -75,22 +80,26 @@ def warmup(
     for name in names:
         if name not in _FUNCTIONS:
             raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
+    numbers = [_checks.index_option("classes", number) for number in classes]
+    for number in numbers:
+        if number < 1:
+            raise ValueError(f"classes has {number}; it must be positive")
     seconds = {}
     for name in names:
         start = time.perf_counter()
         for dtype in types:
-            for call in _common_calls(name, dtype):
+            for call in _common_calls(name, dtype, numbers):
                 call()
         seconds[name] = time.perf_counter() - start
     return seconds
 
 
-def _common_calls(name: str, dtype: np.dtype[Any]) -> Iterator[Callable[[], Any]]:
+def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> Iterator[Callable[[], Any]]:
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters
     of_indices = "ignore_index" in parameters
     for rows in (1, _threads.SERIAL_ELEMENTS):
-        for classes in _CLASSES if of_indices or "axis" in parameters else (1,):
+        for classes in numbers if of_indices or "axis" in parameters else (1,):
             input = np.full((rows, classes), 0.5).astype(dtype)
             target = np.zeros(rows, np.int64) if of_indices else input
             arguments = (input, target) if "target" in parameters else (input,)

@@ -15,7 +15,14 @@ import numpy as np
 
 import fastloss as fl
 
-ROUTES = {"rows": (700, 100), "long rows": (40, 3_001), "tiles": (20_011, 5), "chunks": (3, 70_001)}
+ROUTES = {
+    "rows": (700, 300),
+    "long rows": (40, 3_001),
+    "chunks": (3, 70_001),
+    "pairs": (40_011, 2),
+    "few": (20_011, 5),
+    "tiles": (700, 100),
+}
 CLASS_STRIDED = (3, 19, 1_003)
 ELEMENTS = (7, 30_011)
 

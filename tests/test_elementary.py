@@ -51,19 +51,26 @@ def _exp_unscaled(x: Any) -> Any:
     return elementary.exp_scaled(x) * elementary.unscale(x)
 
 
-NAMES = ("exp", "exp_scaled", "log", "log1p", "decay", "log1p_of_fraction", "sigmoid", "softplus")
+NAMES = ("exp", "exp_scaled", "log", "log1p", "log1p_of_sum", "decay", "log1p_of_fraction", "sigmoid", "softplus")
 FUNCTIONS = {name: wrapped(_exp_unscaled if name == "exp_scaled" else getattr(elementary, name)) for name in NAMES}
 EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": np.exp,
     "exp_scaled": np.exp,
     "log": np.log,
     "log1p": np.log1p,
+    "log1p_of_sum": np.log1p,
     "decay": lambda x: np.exp(-abs(x)),
     "log1p_of_fraction": np.log1p,
     "sigmoid": lambda x: np.where(x < 0, np.exp(-abs(x)), 1) / (1 + np.exp(-abs(x))),
     "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-abs(x))),
 }
-DOMAIN = {"exp_scaled": (-np.inf, 0.0), "log": (0.0, np.inf), "log1p": (-1.0, np.inf), "log1p_of_fraction": (0.0, 1.0)}
+DOMAIN = {
+    "exp_scaled": (-np.inf, 0.0),
+    "log": (0.0, np.inf),
+    "log1p": (-1.0, np.inf),
+    "log1p_of_sum": (0.0, np.inf),
+    "log1p_of_fraction": (0.0, 1.0),
+}
 extended = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64 here: nothing to compare with"
 )
@@ -144,6 +151,7 @@ def test_error_against_mpmath(name: str, dtype: type) -> None:
             "log": lambda v: mpmath.log(v) if v else -mpmath.inf,
             "log1p": lambda v: mpmath.log1p(v) if v > -1 else -mpmath.inf,
             "decay": lambda v: mpmath.exp(-abs(v)),
+            "log1p_of_sum": mpmath.log1p,
             "log1p_of_fraction": mpmath.log1p,
             "sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)),
             "softplus": lambda v: max(v, 0) + mpmath.log1p(mpmath.exp(-abs(v))),
@@ -182,6 +190,7 @@ SPECIAL = {
     "exp_scaled": [(0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (NAN, NAN), (-1e30, 0.0)],
     "log": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (NAN, NAN), (1.0, 0.0), (-1.0, NAN), (-1e-40, NAN)],
     "log1p": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, NAN), (NAN, NAN), (-1.0, -INF), (-1.0000002, NAN)],
+    "log1p_of_sum": [(0.0, 0.0), (NAN, NAN)],
     "decay": [(0.0, 1.0), (-0.0, 1.0), (INF, 0.0), (-INF, 0.0), (NAN, NAN)],
     "log1p_of_fraction": [(0.0, 0.0), (NAN, NAN)],
     "sigmoid": [(0.0, 0.5), (-0.0, 0.5), (INF, 1.0), (-INF, 0.0), (NAN, NAN), (1e30, 1.0), (-1e30, 0.0)],

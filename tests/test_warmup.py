@@ -15,11 +15,13 @@ import fastloss as fl
 ROOT = pathlib.Path(fl.__file__).parent.parent
 
 KERNELS = """
-from fastloss._kernels import _jit, bce, cross_entropy, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise
-from fastloss._kernels import targets
+from fastloss._kernels import _jit, bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_tiles
+from fastloss._kernels import nll, pointwise, targets
 kernels = {
     id(value): value
-    for module in (bce, cross_entropy, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise, targets)
+    for module in (
+        bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise, targets
+    )
     for value in vars(module).values()
     if isinstance(value, _jit.Kernel)
 }.values()
@@ -70,9 +72,17 @@ def test_a_later_process_compiles_nothing(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_common_calls_of_cross_entropy_need_few_kernels(tmp_path: pathlib.Path) -> None:
-    """Three kernels, with and without the gradient, serial and parallel; and one that looks at so few targets."""
+    """Four kernels, with and without the gradient, serial and parallel; and one that looks at so few targets."""
     compiled, _ = counts(COMMON, tmp_path)
-    assert compiled == 3 * 2 * 2 + 1
+    assert compiled == 4 * 2 * 2 + 1
+
+
+@pytest.mark.slow
+def test_a_number_of_classes_has_its_kernel(tmp_path: pathlib.Path) -> None:
+    compiled, _ = counts("import fastloss as fl\nfl.warmup('cross_entropy', classes=[7])", tmp_path)
+    assert compiled == 2 * 2 + 2  # and those that look at few targets and at many
+    call = "fl.cross_entropy(np.ones((9, 7), 'f4'), np.zeros(9, int), return_grad=True)"
+    assert counts(f"import numpy as np, fastloss as fl\n{call}", tmp_path) == (0, 2)
 
 
 def test_unknown_names_and_dtypes_are_errors() -> None:
@@ -81,3 +91,7 @@ def test_unknown_names_and_dtypes_are_errors() -> None:
     for dtype in (np.complex64, np.int64, np.bool_):
         with pytest.raises(TypeError, match=r"dtypes has .*; it must be float16, bfloat16, float32 or float64"):
             fl.warmup(["sigmoid"], dtypes=[np.float32, dtype])
+    with pytest.raises(ValueError, match="classes has 0; it must be positive"):
+        fl.warmup("cross_entropy", classes=[10, 0])
+    with pytest.raises(TypeError, match="classes is 'many'; it must be an integer"):
+        fl.warmup("cross_entropy", classes=["many"])

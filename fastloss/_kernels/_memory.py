@@ -50,7 +50,9 @@ def pointer(typingctx, array, indices):
 
 @intrinsic
 def advance(typingctx, source, count):
-    """Return the pointer `count` elements behind `source`."""
+    """Return the pointer `count` elements behind `source`, None for None."""
+    if isinstance(source, types.NoneType):
+        return types.none(source, count), lambda context, *_: context.get_dummy_value()
 
     def generate(context, builder, signature, arguments):
         return _element_address(context, builder, signature, arguments)
@@ -333,74 +335,45 @@ def transpose(typingctx, source, source_step, target, target_step):
         rows = []
         for row in range(SQUARE):
             offset = builder.mul(ir.Constant(source_step.type, row), source_step)
-            rows.append(_load_vector(builder, arguments[0], offset, source.dtype, SQUARE))
-        for row, column in enumerate(_transposed(builder, rows)):
+            rows.append(load_vector(builder, arguments[0], offset, source.dtype, SQUARE))
+        for row, column in enumerate(transposed(builder, rows)):
             offset = builder.mul(ir.Constant(target_step.type, row), target_step)
-            _store_vector(builder, column, arguments[2], offset, target.dtype)
+            store_vector(builder, column, arguments[2], offset, target.dtype)
         return context.get_dummy_value()
 
     return types.void(source, source_step, target, target_step), generate
 
 
 @intrinsic
-def load_pairs(typingctx, source, offset):
-    """Return the vectors of the even and of the odd ones of the 2 * LANES elements from `source[offset]` on."""
-    dtype = source.dtype
-    pair = types.UniTuple(Vector(accumulator(dtype)), 2)
+def store_two(typingctx, target, offset, first, second, streaming):
+    """Write two vectors one behind the other to the elements from `target[offset]` on: halves fill a cache line so.
+
+    If `streaming`, they must be aligned to a cache line, go past the caches, and a fence must follow.
+    """
+    dtype = target.dtype
 
     def generate(context, builder, signature, arguments):
-        offset = context.cast(builder, arguments[1], signature.args[1], types.int64)
-        both = _load_vector(builder, arguments[0], offset, dtype, 2 * LANES)
-        index = ir.VectorType(ir.IntType(32), LANES)
-        parts = [
-            builder.shuffle_vector(both, both, ir.Constant(index, list(range(first, 2 * LANES, 2)))) for first in (0, 1)
-        ]
-        return context.make_tuple(builder, pair, parts)
+        both = builder.shuffle_vector(arguments[2], arguments[3], lane_list(range(2 * LANES)))
+        value = narrowed(builder, both, dtype)
+        address = _element_address(context, builder, signature, arguments)
+        address = builder.bitcast(address, value.type.as_pointer())
+        with builder.if_else(arguments[4]) as (past, through):
+            with past:
+                _stream(builder, value, address)
+            with through:
+                builder.store(value, address, align=dtype.bitwidth // 8)
+        return context.get_dummy_value()
 
-    return pair(source, offset), generate
-
-
-def _store_two(lane_at):
-    """Return the intrinsic that writes lane `lane_at(i)` of two vectors, counted through both, to `target[offset + i]`.
-
-    If `streaming`, the 2 * LANES elements must be aligned to a cache line, go past the caches, and a fence must follow.
-    """
-
-    @intrinsic
-    def function(typingctx, target, offset, first, second, streaming):
-        dtype = target.dtype
-
-        def generate(context, builder, signature, arguments):
-            lanes = lane_list(lane_at(i) for i in range(2 * LANES))
-            value = narrowed(builder, builder.shuffle_vector(arguments[2], arguments[3], lanes), dtype)
-            address = _element_address(context, builder, signature, arguments)
-            address = builder.bitcast(address, value.type.as_pointer())
-            with builder.if_else(arguments[4]) as (past, through):
-                with past:
-                    _stream(builder, value, address)
-                with through:
-                    builder.store(value, address, align=dtype.bitwidth // 8)
-            return context.get_dummy_value()
-
-        return types.void(target, offset, first, second, streaming), generate
-
-    return function
+    return types.void(target, offset, first, second, streaming), generate
 
 
-store_pairs = _store_two(lambda i: i // 2 + LANES * (i % 2))
-"""Write the lanes of two vectors alternately."""
-
-store_two = _store_two(lambda i: i)
-"""Write one vector behind the other: halves fill a cache line so."""
-
-
-def _load_vector(builder, base, offset, dtype, lanes=LANES):
+def load_vector(builder, base, offset, dtype, lanes=LANES):
     """Return the vector of the `lanes` elements from base[offset] on."""
     address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), stored(dtype, lanes).as_pointer())
     return widened(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
 
 
-def _store_vector(builder, vector, base, offset, dtype):
+def store_vector(builder, vector, base, offset, dtype):
     value = narrowed(builder, vector, dtype)
     address = builder.bitcast(cgutils.gep_inbounds(builder, base, offset), value.type.as_pointer())
     builder.store(value, address, align=dtype.bitwidth // 8)
@@ -473,7 +446,7 @@ def _gathered(builder, address, step, count, dtype):
     return value
 
 
-def _transposed(builder, rows):
+def transposed(builder, rows):
     """Return the columns of the square of vectors `rows`, by rounds that swap off-diagonal blocks of half the size."""
     rows = list(rows)
     lanes = len(rows)

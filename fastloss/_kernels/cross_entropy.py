@@ -23,7 +23,7 @@ from fastloss._kernels._memory import (
     prefetch_to_write,
     put,
 )
-from fastloss._kernels.elementary import exp, log, log1p
+from fastloss._kernels.elementary import exp, log, log1p_of_sum
 from fastloss._kernels.softmax import (
     BLOCK,
     homes,
@@ -69,7 +69,7 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
         e = exp(offset)
         total = rest + e
         # Where the label is the maximum e is 1 and the loss log1p(rest); else the loss is at least log(2).
-        loss = hard * (log1p(rest + (e - 1.0)) - offset)
+        loss = hard * (log1p_of_sum(rest + (e - 1.0)) - offset)
         at_label = scale * ((mass * e - hard * rest) / total - smooth)
     log_total = log(total)
     if spread is not None:

@@ -10,20 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from fastloss._kernels._classes import PAIR, load_classes, store_classes
 from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
+    advance,
     class_indices,
-    elements_of_line,
-    elements_to_line,
-    fence,
     gather,
     load,
-    load_pairs,
     lookup,
     pointer,
     scatter,
     store,
-    store_pairs,
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
@@ -35,17 +32,17 @@ from fastloss._kernels.pointwise import ADDENDS
 def _load(source, class_step, row_step, r, count):
     """Return the vectors of the logits of either class, of the `count` <= LANES rows from r on."""
     if count == LANES and class_step == 1 and row_step == 2:
-        return load_pairs(source, 2 * r)
+        return load_classes(advance(source, 2 * r), PAIR)
     if count == LANES and row_step == 1:
         return load(source, r), load(source, r + class_step)
     return gather(source, r * row_step, row_step, count), gather(source, r * row_step + class_step, row_step, count)
 
 
 @inlined
-def _write(out, class_step, row_step, r, first, second, count, streaming):
+def _write(out, class_step, row_step, r, first, second, count):
     """Write the gradients at either class of the `count` <= LANES rows from r on."""
     if count == LANES and class_step == 1 and row_step == 2:
-        store_pairs(out, 2 * r, first, second, streaming)
+        store_classes(advance(out, 2 * r), (first, second))
     elif count == LANES and row_step == 1:
         store(out, r, first)
         store(out, r + class_step, second)
@@ -61,7 +58,7 @@ def _steps(array):
 
 
 @inlined
-def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradient, out_loss, streaming):
+def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradient, out_loss):
     """Do the `count` <= LANES rows from r on of x[o]; return their losses."""
     class_step, row_step = _steps(x)
     first, second = _load(pointer(x, (o, 0, 0)), class_step, row_step, r, count)
@@ -83,27 +80,14 @@ def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradien
         gradient = select(label >= 0, other * scale, zero)
         gradient = select(label == 0, -gradient, gradient)
         class_step, row_step = _steps(out_gradient)
-        _write(pointer(out_gradient, (o, 0, 0)), class_step, row_step, r, gradient, -gradient, count, streaming)
+        _write(pointer(out_gradient, (o, 0, 0)), class_step, row_step, r, gradient, -gradient, count)
     if out_loss is not None:
         scatter(pointer(out_loss, (o, 0)), r, 1, loss, count)
     return loss
 
 
-@inlined
-def _streamed_rows(out_gradient, o, start, stop, streaming):
-    """Return the part of the rows [start, stop) whose gradient to stream: whole cache lines, if `streaming`."""
-    if out_gradient is None or not streaming or _steps(out_gradient) != (1, 2):
-        return stop, stop
-    out = pointer(out_gradient, (o, 0, start))
-    to_line = elements_to_line(out)
-    if to_line % 2:
-        return stop, stop
-    first = min(start + to_line // 2, stop)
-    return first, stop - (stop - first) % (elements_of_line(out) // 2)
-
-
 @shared
-def _rows(first, last, x, target, class_weight, ignore_index, scale, streaming, out_gradient, out_loss):
+def _rows(first, last, x, target, class_weight, ignore_index, scale, out_gradient, out_loss):
     """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
     inner = x.shape[2]
     total = widen(zeros_like(pointer(x, (0, 0, 0))))
@@ -113,31 +97,25 @@ def _rows(first, last, x, target, class_weight, ignore_index, scale, streaming, 
         start = at - o * inner
         stop = min(start + last - at, inner)
         at += stop - start
-        begin, end = _streamed_rows(out_gradient, o, start, stop, streaming)
-        for low, high, past in ((start, begin, False), (begin, end, True), (end, stop, False)):
-            r = low
-            while r < high:
-                some = zeros_like(pointer(x, (0, 0, 0)))
-                until = min(r + ADDENDS * LANES, high)
-                while r + LANES <= until:
-                    some = some + _step(
-                        x, target, class_weight, ignore_index, scale, o, r, LANES, out_gradient, out_loss, past
-                    )
-                    r += LANES
-                if r < until:
-                    some = some + _step(
-                        x, target, class_weight, ignore_index, scale, o, r, until - r, out_gradient, out_loss, past
-                    )
-                    r = until
-                total = total + widen(some)
-    if streaming:
-        fence()
+        r = start
+        while r < stop:
+            some = zeros_like(pointer(x, (0, 0, 0)))
+            until = min(r + ADDENDS * LANES, stop)
+            while r + LANES <= until:
+                some = some + _step(x, target, class_weight, ignore_index, scale, o, r, LANES, out_gradient, out_loss)
+                r += LANES
+            if r < until:
+                some = some + _step(
+                    x, target, class_weight, ignore_index, scale, o, r, until - r, out_gradient, out_loss
+                )
+                r = until
+            total = total + widen(some)
     return sum_lanes(total)
 
 
 @kernel
 def cross_entropy_pairs(
-    x, target, class_weight, ignore_index, scale, streaming, rows_per_block, out_gradient, out_loss, out_loss_sum
+    x, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss, out_loss_sum
 ):
     """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
 
@@ -147,6 +125,6 @@ def cross_entropy_pairs(
     for block in prange(out_loss_sum.size):
         first = np.int64(block) * rows_per_block
         out_loss_sum[block] = _rows(
-            first, min(first + rows_per_block, rows), x, target, class_weight, ignore_index, scale, streaming,
-            out_gradient, out_loss,
+            first, min(first + rows_per_block, rows), x, target, class_weight, ignore_index, scale, out_gradient,
+            out_loss,
         )  # fmt: skip

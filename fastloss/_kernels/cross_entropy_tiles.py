@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange, types
 
+from fastloss._kernels._classes import PAIR, load_classes, store_classes
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
 from fastloss._kernels._memory import (
     SQUARE,
@@ -22,20 +23,18 @@ from fastloss._kernels._memory import (
     keep,
     load,
     load_first,
-    load_pairs,
     lookup,
     pointer,
     prefetch,
     scatter,
     store,
     store_first,
-    store_pairs,
     store_two,
     transpose,
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp_scaled, log, log1p, unscale
+from fastloss._kernels.elementary import exp_scaled, log, log1p_of_sum, unscale
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 from fastloss._kernels.targets import weight_of
 
@@ -86,7 +85,7 @@ def _stage(array, o, start, count, tile, tile_rows):
             row += LANES
     if class_step == 1 and classes == row_step == 2:
         while row + LANES <= count:
-            first, second = load_pairs(source, row * 2)
+            first, second = load_classes(advance(source, row * 2), PAIR)
             store(tile, row, first)
             store(tile, tile_rows + row, second)
             row += LANES
@@ -122,7 +121,7 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
             row += LANES
     if class_step == 1 and classes == row_step == 2:
         while row + LANES <= count:
-            store_pairs(out, row * 2, load(tile, row), load(tile, tile_rows + row), False)
+            store_classes(advance(out, row * 2), (load(tile, row), load(tile, tile_rows + row)))
             row += LANES
     while row < count:
         for c in range(classes):
@@ -237,7 +236,7 @@ def _rows_of_tile(
     at_label = loss
     if has_target is not None:
         # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
-        loss = hard * (log1p((rest + (e_label - one)) * unscale(total)) - offset)
+        loss = hard * (log1p_of_sum((rest + (e_label - one)) * unscale(total)) - offset)
         at_label = (mass * e_label - hard * rest) * inverse - smooth * scale
     if spread is not None:
         loss = loss + (mass * log_total - dot)
