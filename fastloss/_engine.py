@@ -78,7 +78,15 @@ def _load() -> SimpleNamespace:
             softmax,
             targets,
         )
-    elements = {
+    of_rows = {
+        "nll": nll.nll_rows,
+        "pairs": cross_entropy_pairs.cross_entropy_pairs,
+        "few": cross_entropy_few.cross_entropy_few,
+        "tiles": cross_entropy_tiles.cross_entropy_tiles,
+        "chunks": cross_entropy.cross_entropy_chunks,
+        "rows": cross_entropy.cross_entropy_rows,
+    }
+    of_elements = {
         "binary_cross_entropy": bce.bce,
         "binary_cross_entropy_with_logits": bce.bce_with_logits,
         "mse_loss": pointwise.mse,
@@ -88,9 +96,8 @@ def _load() -> SimpleNamespace:
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
     return SimpleNamespace(
-        bce=bce, ce=cross_entropy, few=cross_entropy_few, pairs=cross_entropy_pairs, tiles=cross_entropy_tiles,
-        nll=nll, pointwise=pointwise, targets=targets, softmax=softmax, elements=elements,
-    )  # fmt: skip
+        bce=bce, pointwise=pointwise, softmax=softmax, targets=targets, of_rows=of_rows, of_elements=of_elements
+    )
 
 
 @functools.cache
@@ -185,74 +192,98 @@ def _in_half(input: np.ndarray) -> bool | None:
     return True if input.dtype.itemsize == 2 else None
 
 
-def _are_few(x: np.ndarray, gradient: np.ndarray | None) -> bool:
-    """Return whether the (outer, C, inner) arrays have few classes, side by side as are the rows."""
-    outer, classes, _ = x.shape
-    strides = (x.itemsize, classes * x.itemsize)
-    side_by_side = x.strides[1:] == strides and (gradient is None or gradient.strides[1:] == strides)
-    return 2 < classes <= FEW_CLASSES and outer == 1 and side_by_side
+class _Plan(NamedTuple):
+    """Which kernel serves rows of some shape and strides, and how they are cut."""
+
+    kernel: str
+    layout: _layout.Rows
+    blocks: int
+    length: int
+    """Rows of a block, or tiles, or classes of a chunk."""
+    tile_rows: int = 0
 
 
-def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
-    """Run the kernel of the table above; return (sums of the losses by blocks, the loss of each row if asked for)."""
-    if input.size == 0:
-        shape = input.shape[:axis] + input.shape[axis + 1 :]
-        return np.zeros(1), np.zeros(shape) if work.per_row else None
-    shaped = [array for array in (input, work.probabilities, work.gradient, work.log_softmax) if array is not None]
-    layout = _layout.rows(shaped, axis)
-    side_by_side = all(array.strides[axis] == array.itemsize for array in shaped)
-    if layout is None or (input.shape[axis] > TILE_CLASSES and not side_by_side):
-        return _run_copied_rows(input, axis, work)
+@functools.lru_cache(256)
+def _plan(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    axis: int,
+    itemsize: int,
+    of_logits: bool,
+    of_indices: bool,
+) -> _Plan | None:
+    """Return the plan of the table above for arrays of one shape, None where no kernel can walk them.
 
-    x = layout.view(input)
-    outer, classes, inner = x.shape
-    rows = outer * inner
-    target = None if work.target is None else layout.batch(work.target, input)
-    probabilities, gradient, log_softmax = (
-        None if array is None else layout.view(array) for array in (work.probabilities, work.gradient, work.log_softmax)
+    `of_indices` are rows whose only target are class indices.
+    """
+    layout = _layout.rows(shape, strides, axis)
+    side_by_side = all(of_array[axis] == itemsize for of_array in strides)
+    if layout is None or (shape[axis] > TILE_CLASSES and not side_by_side):
+        return None
+    outer, inner, classes = layout.shape
+    rows, lanes = outer * inner, _lazy().softmax.LANES
+    length = _threads.block_length(rows, classes)
+    if not of_logits:
+        return _Plan("nll", layout, _threads.block_count(rows, length), length)
+    rows_too = outer == 1 and all(
+        layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in strides
     )
-    loss = np.empty((outer, inner), _checks.accumulator(input.dtype)) if work.per_row else None
-    arguments: tuple[Any, ...] = (
-        x, target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
-        work.scale,
-    )  # fmt: skip
-    outputs: tuple[Any, ...] = (gradient, log_softmax, loss)
-    streamed = _streamed(work.gradient, work.log_softmax)
-    k = _lazy()
-    block_length, block_count = _threads.block_length, _threads.block_count
-    settings: tuple[Any, ...]
-    if not work.of_logits:
-        length = block_length(rows, classes)
-        sums = np.empty(block_count(rows, length))
-        kernel, settings = k.nll.nll_rows, (streamed, length)
-        arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
-    elif target is not None and work.spread is None and (classes == 2 or _are_few(x, gradient)):
-        length = -(-block_length(rows, classes) // k.softmax.LANES) * k.softmax.LANES
-        sums = np.empty(block_count(rows, length))
-        kernel, settings = k.pairs.cross_entropy_pairs, (length,)
-        arguments, outputs = (x, target, work.class_weight, work.ignore_index, work.scale), (gradient, loss)
-        if classes > 2:
-            kernel, arguments = k.few.cross_entropy_few, (x, target, (None,) * classes, *arguments[2:])
-    elif not side_by_side or classes * _checks.accumulator(input.dtype).itemsize < ROW_BYTES_FROM:
-        lanes = k.softmax.LANES
+    if of_indices and (classes == 2 or (2 < classes <= FEW_CLASSES and side_by_side and rows_too)):
+        length = -(-length // lanes) * lanes
+        return _Plan("pairs" if classes == 2 else "few", layout, _threads.block_count(rows, length), length)
+    if not side_by_side or classes * max(itemsize, 4) < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
         tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
-        length = block_length(tiles, tile_rows * classes)
-        sums = np.empty(block_count(tiles, length))
-        kernel, settings = k.tiles.cross_entropy_tiles, (streamed, tile_rows, length)
-    elif classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
-        chunk = max(-(-classes * rows // (CHUNKS * k.softmax.BLOCK)), 8) * k.softmax.BLOCK
-        statistics, results = np.empty((rows, -(-classes // chunk), 4)), np.empty((rows, 4))
-        sums = np.empty(rows)
-        kernel, settings = k.ce.cross_entropy_chunks, (work.in_half, streamed, chunk, statistics, results)
+        length = _threads.block_length(tiles, tile_rows * classes)
+        return _Plan("tiles", layout, _threads.block_count(tiles, length), length, tile_rows)
+    if classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
+        block = _lazy().softmax.BLOCK
+        return _Plan("chunks", layout, rows, max(-(-classes * rows // (CHUNKS * block)), 8) * block)
+    return _Plan("rows", layout, _threads.block_count(rows, length), length)
+
+
+def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run the kernel of the plan; return (sums of the losses by blocks, the loss of each row if asked for)."""
+    if input.size == 0:
+        shape = input.shape[:axis] + input.shape[axis + 1 :]
+        return np.zeros(1), np.zeros(shape) if work.per_row else None
+    shaped = input, work.probabilities, work.gradient, work.log_softmax
+    strides = tuple([array.strides for array in shaped if array is not None])
+    of_indices = work.target is not None and work.spread is None
+    plan = _plan(input.shape, strides, axis, input.itemsize, work.of_logits, of_indices)
+    if plan is None:
+        return _run_copied_rows(input, axis, work)
+
+    layout = plan.layout
+    x, probabilities, gradient, log_softmax = [None if array is None else layout.view(array) for array in shaped]
+    target = None if work.target is None else layout.batch(work.target)
+    loss = np.empty(layout.shape[:2], _checks.accumulator(input.dtype)) if work.per_row else None
+    sums = np.empty(plan.blocks)
+    streamed = _streamed(work.gradient, work.log_softmax)
+    of_target = target, work.class_weight, work.ignore_index, work.scale
+    arguments: tuple[Any, ...]
+    if plan.kernel == "nll":
+        arguments = (*of_target, streamed, plan.length, gradient, loss)
+    elif plan.kernel == "pairs":
+        arguments = (*of_target, plan.length, gradient, loss)
+    elif plan.kernel == "few":
+        arguments = ((None,) * input.shape[axis], *of_target, plan.length, gradient, loss)
     else:
-        length = block_length(rows, classes)
-        sums = np.empty(block_count(rows, length))
-        shares = _threads.threads_for(input.size)
-        kernel, settings = k.ce.cross_entropy_rows, (work.in_half, streamed, length, shares)
-    _threads.run(kernel, input.size, *arguments, *settings, *outputs, sums)
+        if plan.kernel == "tiles":
+            settings: tuple[Any, ...] = (streamed, plan.tile_rows, plan.length)
+        elif plan.kernel == "rows":
+            settings = (work.in_half, streamed, plan.length, _threads.threads_for(input.size))
+        else:
+            chunks = -(-input.shape[axis] // plan.length)
+            statistics, results = np.empty((plan.blocks, chunks, 4)), np.empty((plan.blocks, 4))
+            settings = (work.in_half, streamed, plan.length, statistics, results)
+        arguments = (
+            target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
+            work.scale, *settings, gradient, log_softmax, loss,
+        )  # fmt: skip
+    _threads.run(_lazy().of_rows[plan.kernel], input.size, x, *arguments, sums)
     return sums, None if loss is None else layout.unbatch(loss, input)
 
 
@@ -304,7 +335,9 @@ def class_loss(
         mean_over = _valid_weight(target, classes, ignore_index, weight)
         if label_smoothing == 0.0:
             spread = None
-    soft_mass = _reduction.soft_mass(spread or 0.0, weight, classes, _checks.accumulator(input.dtype))
+    soft_mass = 0.0
+    if spread is not None:
+        soft_mass = _reduction.soft_mass(spread, weight, classes, _checks.accumulator(input.dtype))
     divisor = _reduction.denominator(reduction, mean_over, 1)
     gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
     work = _RowWork(
@@ -393,9 +426,8 @@ def _run_elements(
     x, others, outputs = _layout.elements(input, operands, (dense_value, dense_gradient))
     length, count = _unit_blocks(x)
     sums = np.empty(count)
-    _threads.run(
-        k.elements[name], input.size, x, *others, scale, _streamed(dense_value, dense_gradient), length, *outputs, sums,
-    )  # fmt: skip
+    streamed = _streamed(dense_value, dense_gradient)
+    _threads.run(k.of_elements[name], input.size, x, *others, scale, streamed, length, *outputs, sums)
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
         if dense is not None:
             _delivered(dense, output)

@@ -7,7 +7,7 @@ slices and reversed axes all come down to three strides.
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,53 +61,42 @@ def _groups(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequen
     return groups
 
 
-def _length(array: np.ndarray, group: Sequence[int]) -> int:
-    length = 1
-    for axis in group:
-        length *= array.shape[axis]
-    return length
-
-
 class Rows(NamedTuple):
     """How the axes of (N, C, d1, ..., dK), in any order, become (outer, C, inner)."""
 
-    class_axis: int
-    order: tuple[int, ...]
-    """The other axes as outer and inner count them."""
-    outer: tuple[int, ...]
-    inner: tuple[int, ...]
+    axes: tuple[int, ...]
+    """As outer, inner and the classes count them."""
+    shape: tuple[int, int, int]
+    """(outer, inner, C)."""
+    row_axis: int | None
+    """The axis along which the rows of inner follow one another, None where there is but one."""
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """Return the (outer, C, inner) view of an array shaped like the input."""
-        shape = _length(array, self.outer), _length(array, self.inner), array.shape[self.class_axis]
-        array = stored(array).transpose((*self.order, self.class_axis))
-        return array.reshape(shape).transpose(0, 2, 1)
+        return stored(array).transpose(self.axes).reshape(self.shape).transpose(0, 2, 1)
 
-    def batch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
+    def batch(self, array: np.ndarray) -> np.ndarray:
         """Return an array shaped like the input without its class axis as (outer, inner), copied where it must be."""
-        axes = [axis - (axis > self.class_axis) for axis in self.order]
-        return writable(array.transpose(axes).reshape(_length(input, self.outer), _length(input, self.inner)))
+        return writable(array.transpose(self._batch_axes()).reshape(self.shape[:2]))
 
     def unbatch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
         """Return the (outer, inner) array in the shape of the input without its class axis."""
-        axes = [axis - (axis > self.class_axis) for axis in self.order]
-        array = array.reshape([input.shape[axis] for axis in self.order])
-        return array.transpose(np.argsort(axes))
+        array = array.reshape([input.shape[axis] for axis in self.axes[:-1]])
+        return array.transpose(np.argsort(self._batch_axes()))
+
+    def _batch_axes(self) -> list[int]:
+        return [axis - (axis > self.axes[-1]) for axis in self.axes[:-1]]
 
 
-def rows(arrays: Sequence[np.ndarray], class_axis: int) -> Rows | None:
-    """Return how `arrays` of one shape become (outer, C, inner), None where their strides allow no such view."""
-    return _rows(arrays[0].shape, tuple(array.strides for array in arrays), class_axis)
-
-
-@functools.lru_cache(128)
-def _rows(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], class_axis: int) -> Rows | None:
+def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: int) -> Rows | None:
+    """Return how arrays of one shape become (outer, C, inner), None where their strides allow no such view."""
     axes = _by_stride(strides[0], [axis for axis in range(len(shape)) if axis != class_axis])
     groups = _groups(shape, strides, axes)
     if len(groups) > 2:
         return None
     outer, inner = ([[], [], *groups])[-2:]
-    return Rows(class_axis, tuple(axes), tuple(outer), tuple(inner))
+    lengths = math.prod(shape[axis] for axis in outer), math.prod(shape[axis] for axis in inner), shape[class_axis]
+    return Rows((*axes, class_axis), lengths, inner[-1] if inner else None)
 
 
 def materialised(array: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -175,6 +164,6 @@ def elements(
 
 
 def _as_three_axes(array: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    shape = [_length(array, group) for group in groups]
+    shape = [math.prod(array.shape[axis] for axis in group) for group in groups]
     strides = [array.strides[group[-1]] if group else array.itemsize for group in groups]
     return as_strided(stored(array), shape, strides)

@@ -147,7 +147,7 @@ def _rows(first, last, x, target, classes, class_weight, ignore_index, scale, ou
 
 @kernel
 def cross_entropy_few(
-    x, target, classes, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss, out_loss_sum
+    x, classes, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss, out_loss_sum
 ):
     """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
 
