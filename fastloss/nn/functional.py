@@ -41,8 +41,8 @@ _REDUCTIONS = frozenset(("mean", "sum", "none"))
 
 CROSSOVERS = {
     "binary_cross_entropy": (1 << 15, 1 << 13),
-    "binary_cross_entropy_with_logits": (1 << 18, 1 << 17),
-    "cross_entropy": (1 << 20, 1 << 20),
+    "binary_cross_entropy_with_logits": (1 << 17, 1 << 17),
+    "cross_entropy": (1 << 19, 1 << 19),
     "kl_div": (1 << 17, 1 << 15),
     "log_softmax": (1 << 23, 1 << 22),
     "logsigmoid": (1 << 23, 1 << 19),
