@@ -8,12 +8,13 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 256 and more (1)          | `cross_entropy_rows`   |
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
-| anywhere             | 2, with class indices     | `cross_entropy_pairs`  |
-| side by side (2)     | 3 to 12, likewise         | `cross_entropy_few`    |
+| anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
+| side by side (3)     | 3 to 12, likewise (2)     | `cross_entropy_few`    |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
-(2) And rows side by side, without label smoothing.
+(2) And without label smoothing.
+(3) As are the rows, of the gradient too. In float64 3 to 6: a row of the kernel's own numbers takes 48 bytes.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
-FEW_CLASSES = 12
-"""Up to so many classes a group of rows stays in registers."""
+FEW_BYTES = 48
+"""Up to classes that take so much, a group of rows is turned and worked on in registers, as far as there are enough."""
 
 TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
@@ -62,7 +63,8 @@ LOOKED_AT_ONCE = 1 << 16
 """Elements among which the first one out of range is looked for at once."""
 
 STREAMED_BYTES = 1 << 23
-"""Outputs from this size on bypass the caches, which they would only flush."""
+"""Outputs from this size on bypass the caches, which they would only flush; not those of `cross_entropy_pairs` and
+`cross_entropy_few`, which keep a core as busy as memory."""
 
 
 def _load() -> SimpleNamespace:
@@ -155,7 +157,7 @@ def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
     raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
 
 
-def _valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
+def valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
     """Return the sum of the weights of the targets; raise the IndexError of the first one that is out of range."""
     k = _lazy()
     view = _layout.writable(target.reshape(1, -1))
@@ -221,6 +223,7 @@ def _plan(
     if layout is None or (shape[axis] > TILE_CLASSES and not side_by_side):
         return None
     outer, inner, classes = layout.shape
+    row_bytes = classes * max(itemsize, 4)
     rows, lanes = outer * inner, _lazy().softmax.LANES
     length = _threads.block_length(rows, classes)
     if not of_logits:
@@ -228,10 +231,10 @@ def _plan(
     rows_too = outer == 1 and all(
         layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in strides
     )
-    if of_indices and (classes == 2 or (2 < classes <= FEW_CLASSES and side_by_side and rows_too)):
+    if of_indices and (classes == 2 or (classes > 2 and row_bytes <= FEW_BYTES and side_by_side and rows_too)):
         length = -(-length // lanes) * lanes
         return _Plan("pairs" if classes == 2 else "few", layout, _threads.block_count(rows, length), length)
-    if not side_by_side or classes * max(itemsize, 4) < ROW_BYTES_FROM:
+    if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
         tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
@@ -332,7 +335,7 @@ def class_loss(
     if target is None:
         mean_over = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))
     else:
-        mean_over = _valid_weight(target, classes, ignore_index, weight)
+        mean_over = valid_weight(target, classes, ignore_index, weight)
         if label_smoothing == 0.0:
             spread = None
     soft_mass = 0.0

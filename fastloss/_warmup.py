@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastloss import _checks, _threads, functional
+from fastloss import _checks, _engine, _threads, functional
 
 _CLASSES = (2, 10, 100, 256)
 """Numbers of classes that different kernels serve."""
@@ -26,7 +26,7 @@ _FUNCTIONS = sorted(
 def warmup(
     functions: str | Sequence[str] | None = None,
     dtypes: str | Sequence[DTypeLike] = (np.float32,),
-    classes: Sequence[int] = _CLASSES,
+    classes: int | Sequence[int] = _CLASSES,
 ) -> dict[str, float]:
     """Return the seconds that the common calls of each function take to compile, or to load from the cache.
 
@@ -39,9 +39,9 @@ def warmup(
         Names of functions of fastloss; by default all of them.
     dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
-    classes : sequence of int, default (2, 10, 100, 256)
-        Of the rows, where there are such. Each number from 3 to 12 has a kernel of its own for `cross_entropy`, numbers
-        up to 255 (127 in float64) share one, and so do larger ones.
+    classes : int or sequence of int, default (2, 10, 100, 256)
+        Numbers of classes, for functions of rows. Each from 2 to 12 (6 in float64) has a kernel of its own for
+        `cross_entropy`; those from there to 255 (127 in float64) share one, and larger ones another.
 
     Returns
     -------
@@ -80,7 +80,8 @@ def warmup(
     for name in names:
         if name not in _FUNCTIONS:
             raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
-    numbers = [_checks.index_option("classes", number) for number in classes]
+    several = classes if isinstance(classes, Sequence) and not isinstance(classes, str) else [classes]
+    numbers = [_checks.index_option("classes", number) for number in several]
     for number in numbers:
         if number < 1:
             raise ValueError(f"classes has {number}; it must be positive")
@@ -98,9 +99,11 @@ def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> It
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters
     of_indices = "ignore_index" in parameters
-    for rows in (1, _threads.SERIAL_ELEMENTS):
-        for classes in numbers if of_indices or "axis" in parameters else (1,):
-            input = np.full((rows, classes), 0.5).astype(dtype)
+    if of_indices:  # so many class indices are looked at by all threads
+        yield partial(_engine.valid_weight, np.zeros(_threads.SERIAL_ELEMENTS, np.int64), 1, -100, None)
+    for classes in numbers if of_indices or "axis" in parameters else (1,):
+        for rows in (1, max(-(-_threads.SERIAL_ELEMENTS // classes), _engine.FEW_ROWS)):
+            input = np.full((rows, classes), 0.5, np.float32).astype(dtype)
             target = np.zeros(rows, np.int64) if of_indices else input
             arguments = (input, target) if "target" in parameters else (input,)
             yield partial(function, *arguments)

@@ -45,10 +45,3 @@ def test_rows_to_classes_and_back(classes: int, stored: Any) -> None:
         np.testing.assert_array_equal(back, expected)
         by_class = widened(expected).reshape(LANES, classes) + (0.5 + np.arange(classes))
         np.testing.assert_array_equal(sums, by_class.astype(sums.dtype).ravel())
-
-
-@pytest.mark.parametrize("classes", [3, 5, 12])
-def test_rows_are_read_before_they_are_written(classes: int) -> None:
-    x = np.arange(LANES * classes, dtype=np.float32)
-    _there_and_back(x, (None,) * classes, 0.0, np.zeros_like(x), x)
-    np.testing.assert_array_equal(x, np.arange(LANES * classes))

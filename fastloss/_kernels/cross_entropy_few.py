@@ -1,8 +1,8 @@
 """Cross-entropy of few classes with class indices, in rows that lie side by side, with lanes that run over the rows.
 
 The compiler knows the number of classes, so that the logits of `LANES` rows are turned class-major, exponentiated and
-turned back in registers, where the tiles of `cross_entropy_tiles` go through a cache four times. The formulas are those
-of `cross_entropy`.
+turned back in registers (what does not fit is spilled), where the tiles of `cross_entropy_tiles` go through a cache
+four times. The formulas are those of `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def cross_entropy_few(
     """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
-    class: the kernel is compiled for each number of classes. No memory beside the outputs.
+    class: the kernel is compiled for each number of classes. Each thread needs 3 KiB of memory beside the outputs.
     """
     for block in prange(out_loss_sum.size):
         first = np.int64(block) * rows_per_block
