@@ -164,7 +164,9 @@ def valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np
     length = _threads.block_length(target.size, 1)
     blocks = _threads.block_count(target.size, length)
     sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
-    _threads.run(k.targets.survey_targets, target.size, view, classes, ignore_index, weight, length, sums, invalid)
+    _threads.run(
+        k.targets.survey_targets, target.size, blocks, view, classes, ignore_index, weight, length, sums, invalid
+    )
     if any(invalid.tolist()):
         _raise_invalid(target, classes, ignore_index)
     return sum(sums.tolist())
@@ -277,7 +279,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         if plan.kernel == "tiles":
             settings: tuple[Any, ...] = (streamed, plan.tile_rows, plan.length)
         elif plan.kernel == "rows":
-            settings = (work.in_half, streamed, plan.length, _threads.threads_for(input.size))
+            settings = (work.in_half, streamed, plan.length)
         else:
             chunks = -(-input.shape[axis] // plan.length)
             statistics, results = np.empty((plan.blocks, chunks, 4)), np.empty((plan.blocks, 4))
@@ -286,7 +288,14 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
             target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
             work.scale, *settings, gradient, log_softmax, loss,
         )  # fmt: skip
-    _threads.run(_lazy().of_rows[plan.kernel], input.size, x, *arguments, sums)
+    kernel = _lazy().of_rows[plan.kernel]
+    if plan.kernel == "chunks":
+        phases = 2 if gradient is None and log_softmax is None else 3
+        for phase, units in zip(range(phases), (chunks * plan.blocks, plan.blocks, chunks * plan.blocks), strict=False):
+            _threads.run(kernel, input.size, units, phase, x, *arguments, sums)
+    else:
+        blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
+        _threads.run(kernel, input.size, blocks, x, *arguments, sums)
     return sums, None if loss is None else layout.unbatch(loss, input)
 
 
@@ -430,7 +439,7 @@ def _run_elements(
     length, count = _unit_blocks(x)
     sums = np.empty(count)
     streamed = _streamed(dense_value, dense_gradient)
-    _threads.run(k.of_elements[name], input.size, x, *others, scale, streamed, length, *outputs, sums)
+    _threads.run(k.of_elements[name], input.size, count, x, *others, scale, streamed, length, *outputs, sums)
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
         if dense is not None:
             _delivered(dense, output)
@@ -460,7 +469,7 @@ def check_unit_interval(name: str, array: np.ndarray) -> None:
     x, _, _ = _layout.elements(array, (), ())
     length, count = _unit_blocks(x)
     outside = np.empty(count)
-    _threads.run(k.bce.count_outside_unit, array.size, x, length, outside)
+    _threads.run(k.bce.count_outside_unit, array.size, count, x, length, outside)
     if outside.any():
         position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
         if position is None:

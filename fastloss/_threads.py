@@ -22,6 +22,9 @@ BLOCK_ELEMENTS = 1 << 13
 BLOCKS = 512
 """and there are at most so many blocks, enough to keep 64 threads evenly busy."""
 
+_ALONE, _ALL_BLOCKS = 0, -1
+"""A kernel's launcher and block where the calling thread is to do all blocks."""
+
 _limit = threading.local()
 """Its `threads` is the most that calls of this Python thread may use; without it, as many as Numba has."""
 
@@ -132,39 +135,42 @@ def threads_for(elements: int) -> int:
     return min(getattr(_limit, "threads", None) or available, available)
 
 
-def run(kernel: Any, elements: int, *arguments: Any) -> None:
-    """Call `kernel` on all threads where its `elements` are worth it, else on the calling thread."""
+def run(kernel: Any, elements: int, blocks: int, *arguments: Any) -> None:
+    """Have `kernel` do its `blocks` on all threads where its `elements` are worth it, else on the calling thread."""
     threads = threads_for(elements)
     if threads == 1:
-        kernel.serial(*arguments)
+        kernel(_ALONE, blocks, _ALL_BLOCKS, *arguments)
         return
     import numba
 
     available = numba.get_num_threads()
     if threads == available:
-        _launched(kernel, arguments)
+        _launched(kernel, blocks, arguments)
         return
     try:
         numba.set_num_threads(threads)
-        _launched(kernel, arguments)
+        _launched(kernel, blocks, arguments)
     finally:
         numba.set_num_threads(available)
 
 
-def _launched(kernel: Any, arguments: tuple[Any, ...]) -> None:
+def _launched(kernel: Any, blocks: int, arguments: tuple[Any, ...]) -> None:
+    from fastloss._kernels._blocks import launcher
+
+    address = launcher()
     if _layer == "workqueue":
         if not _launch.acquire(blocking=False):
-            kernel.serial(*arguments)  # takes 0.4 to 0.9 of the time of waiting, of 2 threads or of 16
+            kernel(_ALONE, blocks, _ALL_BLOCKS, *arguments)  # in 0.4 to 0.9 of the time of waiting, of 2 threads or 16
             return
         try:
-            kernel.parallel(*arguments)
+            kernel(address, blocks, _ALL_BLOCKS, *arguments)
         finally:
             _launch.release()
         return
     thread = threading.get_ident()
     _launching.add(thread)
     try:
-        kernel.parallel(*arguments)
+        kernel(address, blocks, _ALL_BLOCKS, *arguments)
     finally:
         _launching.discard(thread)
 

@@ -58,7 +58,7 @@ def warmup(
     Notes
     -----
     Common are calls with the default options, class indices of int64, with and without the gradient, of few elements
-    and of many, in C order. A process of one thread compiles no kernels for many. The cache folder is
+    and of many, in C order. A process of one thread does not compile the loop that needs several. The cache folder is
     that of NUMBA_CACHE_DIR, else beside the package or the user's; what lies in it serves CPUs of the same kind alone.
 
     References
@@ -99,8 +99,6 @@ def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> It
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters
     of_indices = "ignore_index" in parameters
-    if of_indices:  # so many class indices are looked at by all threads
-        yield partial(_engine.valid_weight, np.zeros(_threads.SERIAL_ELEMENTS, np.int64), 1, -100, None)
     for classes in numbers if of_indices or "axis" in parameters else (1,):
         for rows in (1, max(-(-_threads.SERIAL_ELEMENTS // classes), _engine.FEW_ROWS)):
             input = np.full((rows, classes), 0.5, np.float32).astype(dtype)

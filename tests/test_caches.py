@@ -26,17 +26,17 @@ ADVICE = "Set NUMBA_CACHE_DIR to a folder that can be written to"
 
 
 def fill(out: Any) -> None:
-    for i in numba.prange(len(out)):
+    for i in range(len(out)):
         out[i] = 7
 
 
 def filled() -> bool:
     """Compile the function above, as a process does that never did; return whether it came from the cache."""
-    serial: Any = _jit.kernel(fill).serial
+    kernel: Any = _jit.kernel(fill)
     out = np.zeros(3)
-    serial(out)
+    kernel(out)
     assert out.tolist() == [7, 7, 7]
-    return bool(sum(serial.stats.cache_hits.values()))
+    return bool(sum(kernel.stats.cache_hits.values()))
 
 
 @pytest.fixture
@@ -89,20 +89,20 @@ def test_code_with_bounds_checks_is_apart(folder: pathlib.Path, monkeypatch: pyt
 
 
 def test_folder_deleted_while_running(folder: pathlib.Path) -> None:
-    serial: Any = _jit.kernel(fill).serial
+    kernel: Any = _jit.kernel(fill)
     shutil.rmtree(folder)
-    serial(np.zeros(3))
+    kernel(np.zeros(3))
     assert filled()
 
 
 def test_folder_that_can_no_longer_be_written_to(folder: pathlib.Path) -> None:
-    serials: list[Any] = [_jit.kernel(fill).serial for _ in range(2)]
+    kernels: list[Any] = [_jit.kernel(fill) for _ in range(2)]
     shutil.rmtree(folder)
     folder.write_bytes(b"a file in the place of the folder")
     with pytest.warns(RuntimeWarning, match=ADVICE):
-        serials[0](np.zeros(3))
+        kernels[0](np.zeros(3))
     out = np.zeros(3)
-    serials[1](out)
+    kernels[1](out)
     assert out.tolist() == [7, 7, 7]
 
 
@@ -121,15 +121,15 @@ def test_disk_full(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_another_process_saves_at_the_same_time(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows refuses to replace a file that is open."""
-    serial: Any = _jit.kernel(fill).serial
+    kernel: Any = _jit.kernel(fill)
     filled()
 
     def fail(*_: Any) -> None:
         raise PermissionError
 
     monkeypatch.setattr(pathlib.Path, "replace", fail)
-    monkeypatch.setattr(serial._cache, "load_overload", lambda *_: None)
-    serial(np.zeros(3))
+    monkeypatch.setattr(kernel._cache, "load_overload", lambda *_: None)
+    kernel(np.zeros(3))
 
 
 def test_no_folder_at_all(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ assert results == [np.float32(3283.5)] * 8, results
 import numba
 from fastloss._kernels.pointwise import mse
 assert (numba.njit(call) is call) == bool(numba.config.DISABLE_JIT)
-print(sum(mse.serial.stats.cache_hits.values()), "hits")
+print(sum(mse.stats.cache_hits.values()), "hits")
 """
 
 

@@ -42,7 +42,7 @@ Blocks = dict[str, list[str]]
 
 
 @functools.cache
-def assembly(cpu: str, variant: str) -> dict[str, str]:
+def assembly(cpu: str) -> dict[str, str]:
     """Return the assembly of each kernel for `cpu`; the program that makes it also checks what the kernels return."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {
@@ -52,7 +52,7 @@ def assembly(cpu: str, variant: str) -> dict[str, str]:
             "NUMBA_CPU_FEATURES": "",
             "PYTHONPATH": str(HERE.parent),
         }
-        command = [sys.executable, str(HERE / "machine_code.py"), variant]
+        command = [sys.executable, str(HERE / "machine_code.py")]
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)
@@ -114,10 +114,9 @@ def count(pattern: str, loop: list[str]) -> int:
     return sum(re.match(pattern, line) is not None for line in loop)
 
 
-@pytest.mark.parametrize("variant", ["serial", "parallel"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_avx2_loops_are_packed_multiply_adds(kernel: str, variant: str) -> None:
-    loops = loops_with_exponentials(assembly("haswell", variant)[kernel])
+def test_avx2_loops_are_packed_multiply_adds(kernel: str) -> None:
+    loops = loops_with_exponentials(assembly("haswell")[kernel])
     longest = LONGEST["haswell"][kernel]
     assert len(loops) >= len(longest)
     assert len(loops) <= len(longest) + 1, "those of whole vectors, perhaps one of rows around their remainder"
@@ -133,7 +132,7 @@ def test_avx2_loops_are_packed_multiply_adds(kernel: str, variant: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sse2_loops_are_packed_too(kernel: str) -> None:
     """Every x86-64 runs them, without fused multiply-add: each is a packed product and a packed sum."""
-    text = assembly("x86-64", "serial")[kernel]
+    text = assembly("x86-64")[kernel]
     loops, longest = loops_with_exponentials(text), LONGEST["x86-64"][kernel]
     assert len(loops) >= len(longest)
     for hot, length in zip(loops, longest, strict=False):
@@ -149,11 +148,11 @@ def test_sse2_loops_are_packed_too(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_library_function_does_the_mathematics(kernel: str, cpu: str) -> None:
     called = re.findall(r"\b(fmaf?|expf?|logf?|log1pf?|exp2f?|floorf?|rintf?|roundevenf?)\b(?=@|\)|,|$)",
-                        assembly(cpu, "serial")[kernel], re.MULTILINE)  # fmt: skip
+                        assembly(cpu)[kernel], re.MULTILINE)  # fmt: skip
     assert called == []
 
 
 def test_streamed_gradients_are_non_temporal_stores() -> None:
     for kernel in ("rows", "bce"):
-        assert re.search(r"vmovntp[sd]\s+%ymm", assembly("haswell", "serial")[kernel])
-        assert re.search(r"\bmfence\b|\block\b", assembly("haswell", "serial")[kernel])
+        assert re.search(r"vmovntp[sd]\s+%ymm", assembly("haswell")[kernel])
+        assert re.search(r"\bmfence\b|\block\b", assembly("haswell")[kernel])

@@ -192,9 +192,9 @@ import fastloss.nn.functional as F
 from fastloss import _threads
 used = []
 launched = _threads._launched
-def spy(kernel, arguments):
+def spy(kernel, *arguments):
     used.append(numba.get_num_threads())
-    launched(kernel, arguments)
+    launched(kernel, *arguments)
 _threads._launched = spy
 x, t = torch.randn(4096, 100, requires_grad=True), torch.randint(100, (4096,))
 F.cross_entropy(x, t).backward()

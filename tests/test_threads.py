@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import battery
 import numba
@@ -152,13 +152,12 @@ def test_workqueue_launches_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_threads, "_layer", "workqueue")
     ran: list[str] = []
 
-    def parallel() -> None:
-        ran.append("parallel")
+    def kernel(launcher: int, blocks: int, block: int) -> None:
+        ran.append("parallel" if launcher else "serial")
         if len(ran) < 2:
-            _threads._launched(kernel, ())
+            _threads._launched(kernel, 5, ())
 
-    kernel = SimpleNamespace(parallel=parallel, serial=lambda: ran.append("serial"))
-    _threads._launched(kernel, ())
+    _threads._launched(kernel, 5, ())
     assert ran == ["parallel", "serial"]
     assert not _threads._launch.locked()
 
@@ -175,18 +174,14 @@ def test_blocks_keep_64_threads_busy(units: int, elements: int) -> None:
     assert max(of_thread) <= 1.25 * units / 64
 
 
-@numba.njit
-def _one_share(share: int, shares: int, x: np.ndarray, target: np.ndarray, sums: np.ndarray) -> None:
-    cross_entropy._rows(
-        share, shares, x, target, None, None, -100, 1.0, None, 0.0, 1.0, None, False, 2, None, None, None, sums
-    )
-
-
 @pytest.mark.parametrize(("share", "done"), [(0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5])])
 def test_a_thread_takes_blocks_of_rows_from_all_over(share: int, done: list[int]) -> None:
     """So rows to ignore that lie in one run are shared by all."""
     logits, sums = np.zeros((13, 300), np.float32), np.full(7, np.nan)
-    _one_share(share, 3, logits.T[np.newaxis], np.zeros((1, 13), np.int64), sums)
+    cross_entropy.cross_entropy_rows(
+        0, 3, share, logits.T[np.newaxis], np.zeros((1, 13), np.int64), None, None, -100, 1.0, None, 0.0, 1.0, None,
+        False, 2, None, None, None, sums,
+    )  # fmt: skip
     assert np.flatnonzero(~np.isnan(sums)).tolist() == done
     np.testing.assert_allclose(sums[done], [np.log(300) * (1 if block == 6 else 2) for block in done])
 
@@ -205,7 +200,7 @@ def test_shares_of_the_rows_do_not_change_the_result(rows: int, shares: int, mon
     expected, _ = fl.cross_entropy(logits, target, reduction="sum", return_grad=True, out=out)
     gradient = out.copy()
     monkeypatch.setattr(_threads, "threads_for", lambda elements: shares)
-    monkeypatch.setattr(_threads, "run", lambda kernel, elements, *arguments: kernel.serial(*arguments))
+    monkeypatch.setattr(_threads, "run", lambda kernel, _, blocks, *arguments: kernel(0, blocks, -1, *arguments))
     actual, _ = fl.cross_entropy(logits, target, reduction="sum", return_grad=True, out=out)
     assert actual == expected
     np.testing.assert_array_equal(out, gradient)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any
 
 import numba
 from numba.core.compiler_lock import global_compiler_lock
@@ -63,24 +62,18 @@ def inlined_by_type(build):
     return helper
 
 
-class Kernel(NamedTuple):
-    """One loop over blocks, compiled for the calling thread alone and for all threads."""
-
-    serial: Callable[..., None]
-    parallel: Callable[..., None]
+def kernel(function: Callable[..., None]) -> Any:
+    """Return the dispatcher of `function`, which is compiled at its first call, saved, and loaded after that."""
+    return _saved(function)
 
 
-def kernel(function: Callable[..., None]) -> Kernel:
-    """Return `function`, a loop over numba.prange, as a `Kernel` that is compiled at its first call and cached."""
-    return Kernel(_cached(function, "serial"), _cached(function, "parallel", parallel=True))
+def parallel(function: Callable[..., None]) -> Any:
+    """Return the same of a `function` whose loops over numba.prange run on all threads."""
+    return _saved(function, parallel=True)
 
 
-def _cached(function, variant, **options):
-    # The cache tells functions apart by their qualified name, so the variants need names of their own.
-    renamed = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{variant}")
-    renamed.__qualname__ = renamed.__name__
-    renamed.__doc__ = function.__doc__
-    dispatcher = _njit(**options)(renamed)
+def _saved(function, **options):
+    dispatcher = _njit(no_cfunc_wrapper=True, **options)(function)
     compile = dispatcher.compile
 
     @_jit_enabled()

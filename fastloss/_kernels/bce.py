@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._simd import constant, multiply_add, select
 from fastloss._kernels.elementary import decay, log, log1p, log1p_of_fraction
@@ -57,29 +57,38 @@ def _outside_unit(x, target, pos_weight):
 
 
 @kernel
-def bce(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def bce(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """-t log(x) - (1 - t) log(1 - x), of probabilities x; the arguments are those of `mse`."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _of_probabilities, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _of_probabilities, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def bce_with_logits(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def bce_with_logits(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """(1 - t) x + (1 + (p - 1) t) log(1 + e**-x), of logits x; the arguments are those of `mse`."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _of_logits, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _of_logits, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def count_outside_unit(x, units_per_block, out_count):
+def count_outside_unit(launcher, blocks, block, x, units_per_block, out_count):
     """Count the elements of a 3-D `x` that are not in [0, 1], nan among them, by blocks like those of `mse`."""
-    for block in prange(out_count.size):
-        out_count[block] = pointwise_block(
-            _outside_unit, np.int64(block), units_per_block, x, None, None, None, 1.0, False, None, None
-        )
+    if distributed(launcher, blocks, block):
+        return
+    out_count[block] = pointwise_block(
+        _outside_unit, block, units_per_block, x, None, None, None, 1.0, False, None, None
+    )

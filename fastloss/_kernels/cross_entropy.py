@@ -10,8 +10,8 @@ cancels when the label is all but certain. Without any target the loss is the lo
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
     advance,
@@ -79,15 +79,26 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
     return loss, scale * (hard + mass) / total, at_label, log_total
 
 
-@shared
-def _rows(
-    share, shares, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half,
-    streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+@kernel
+def cross_entropy_rows(
+    launcher, shares, share, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
+    in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
-    """Do every `shares`-th block of rows, counted over (outer, inner), from the block number `share` on.
+    """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
 
-    The gradient of a row is written while the exponentials of the next one are computed.
+    `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
+    and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_loss_sum[b]` is the sum of the
+    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
+    `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
+    terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
+    gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
+
+    What is distributed are shares, one for each thread: every `shares`-th block of rows from the block number `share`
+    on, so that no thread has all the rows to ignore. The gradient of a row is written while the exponentials of the
+    next one are computed, from block to block. A share needs two rows of memory and some pages beside its outputs.
     """
+    if distributed(launcher, shares, share):
+        return
     classes, inner = x.shape[1], x.shape[2]
     rows = x.shape[0] * inner
     zero = np.int64(0)  # a literal 0 would compile each function that it is passed to once more
@@ -172,30 +183,6 @@ def _rows(
     keep(by_block)
     if streaming:
         fence()
-
-
-@kernel
-def cross_entropy_rows(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half, streaming,
-    rows_per_block, shares, out_gradient, out_log_softmax, out_loss, out_loss_sum,
-):  # fmt: skip
-    """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
-
-    `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
-    and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_loss_sum[b]` is the sum of the
-    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
-    `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
-    terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
-    gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
-
-    Each of `shares` threads carries the gradient that it has not yet written from block to block, and takes blocks from
-    all over, so that none has all the rows to ignore. It needs two rows of memory and some pages beside its outputs.
-    """
-    for share in prange(shares):
-        _rows(
-            np.int64(share), shares, x, target, probabilities, class_weight, ignore_index, keep_share, spread,
-            soft_mass, scale, in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
-        )  # fmt: skip
 
 
 @shared
@@ -287,29 +274,29 @@ def _write_chunk(
 
 @kernel
 def cross_entropy_chunks(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, in_half, streaming,
-    chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    launcher, units, unit, phase, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass,
+    scale, in_half, streaming, chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
     """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
 
     A row's classes are cut into chunks of `chunk`, a multiple of `BLOCK`; `statistics` (rows, chunks, 4) and `results`
     (rows, 4) are working memory in float64. The exponentials are computed twice, since storing them would move more
-    memory. `out_loss_sum` (rows,) holds the losses.
+    memory. `out_loss_sum` (rows,) holds the losses. It is called three times: for `phase` 0 with all chunks of all rows
+    as units, for 1 with the rows, and if there is an output of elements for 2, with the chunks again.
     """
-    rows, chunks = statistics.shape[0], statistics.shape[1]
-    for unit in prange(rows * chunks):
+    if distributed(launcher, units, unit):
+        return
+    if phase == 0:
         _sum_chunk(
-            np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk,
-            statistics,
+            unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk, statistics
+        )
+    elif phase == 1:
+        out_loss_sum[unit] = _finish_row(
+            unit, x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics, results,
+            out_loss,
         )  # fmt: skip
-    for row in prange(rows):
-        out_loss_sum[row] = _finish_row(
-            np.int64(row), x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics,
-            results, out_loss,
+    else:
+        _write_chunk(
+            unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, in_half, streaming,
+            chunk, statistics.shape[1], results, out_gradient, out_log_softmax,
         )  # fmt: skip
-    if out_gradient is not None or out_log_softmax is not None:
-        for unit in prange(rows * chunks):
-            _write_chunk(
-                np.int64(unit), x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale,
-                in_half, streaming, chunk, chunks, results, out_gradient, out_log_softmax,
-            )  # fmt: skip

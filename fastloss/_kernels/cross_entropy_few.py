@@ -8,8 +8,9 @@ four times. The formulas are those of `cross_entropy`.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._classes import load_classes, store_classes, unrolled
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
 from fastloss._kernels._memory import (
@@ -106,9 +107,18 @@ def _if_needed(output, value):
     return lambda output, value: value
 
 
-@shared
-def _rows(first, last, x, target, classes, class_weight, ignore_index, scale, out_gradient, out_loss):
-    """Do the rows [first, last); return the sum of their losses."""
+@kernel
+def cross_entropy_few(
+    launcher, blocks, block, x, classes, target, class_weight, ignore_index, scale, rows_per_block, out_gradient,
+    out_loss, out_loss_sum,
+):  # fmt: skip
+    """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
+
+    The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
+    class: the kernel is compiled for each number of classes. Each thread needs 3 KiB of memory beside the outputs.
+    """
+    if distributed(launcher, blocks, block):
+        return
     number = len(classes)
     source, out = pointer(x, (0, 0, 0)), pointer(out_gradient, (0, 0, 0))
     labels, label_step = pointer(target, (0, 0)), target.strides[1] // target.itemsize
@@ -121,6 +131,8 @@ def _rows(first, last, x, target, classes, class_weight, ignore_index, scale, ou
     group = pointer(group_array, (0,))
     out_group = _if_needed(out_gradient, group)
     total = widen(zeros_like(source))
+    first = block * rows_per_block
+    last = min(first + rows_per_block, x.shape[2])
     for start in range(first, last, BATCH):
         count = min(BATCH, last - start)
         whole = count - count % LANES
@@ -142,21 +154,4 @@ def _rows(first, last, x, target, classes, class_weight, ignore_index, scale, ou
     keep(sums_array)
     keep(label_array)
     keep(group_array)
-    return sum_lanes(total)
-
-
-@kernel
-def cross_entropy_few(
-    x, classes, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss, out_loss_sum
-):
-    """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
-
-    The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
-    class: the kernel is compiled for each number of classes. Each thread needs 3 KiB of memory beside the outputs.
-    """
-    for block in prange(out_loss_sum.size):
-        first = np.int64(block) * rows_per_block
-        out_loss_sum[block] = _rows(
-            first, min(first + rows_per_block, x.shape[2]), x, target, classes, class_weight, ignore_index, scale,
-            out_gradient, out_loss,
-        )  # fmt: skip
+    out_loss_sum[block] = sum_lanes(total)

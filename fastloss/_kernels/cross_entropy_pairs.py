@@ -7,11 +7,9 @@ labels and the gradient goes through memory.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange
-
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._classes import PAIR, load_classes, store_classes
-from fastloss._kernels._jit import inlined, kernel, shared
+from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._memory import (
     advance,
     class_indices,
@@ -86,12 +84,21 @@ def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradien
     return loss
 
 
-@shared
-def _rows(first, last, x, target, class_weight, ignore_index, scale, out_gradient, out_loss):
-    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
+@kernel
+def cross_entropy_pairs(
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss,
+    out_loss_sum,
+):  # fmt: skip
+    """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
+
+    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. No memory beside the outputs.
+    """
+    if distributed(launcher, blocks, block):
+        return
     inner = x.shape[2]
     total = widen(zeros_like(pointer(x, (0, 0, 0))))
-    at = first
+    at = block * rows_per_block
+    last = min(at + rows_per_block, x.shape[0] * inner)
     while at < last:
         o = at // inner
         start = at - o * inner
@@ -110,21 +117,4 @@ def _rows(first, last, x, target, class_weight, ignore_index, scale, out_gradien
                 )
                 r = until
             total = total + widen(some)
-    return sum_lanes(total)
-
-
-@kernel
-def cross_entropy_pairs(
-    x, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss, out_loss_sum
-):
-    """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
-
-    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. No memory beside the outputs.
-    """
-    rows = x.shape[0] * x.shape[2]
-    for block in prange(out_loss_sum.size):
-        first = np.int64(block) * rows_per_block
-        out_loss_sum[block] = _rows(
-            first, min(first + rows_per_block, rows), x, target, class_weight, ignore_index, scale, out_gradient,
-            out_loss,
-        )  # fmt: skip
+    out_loss_sum[block] = sum_lanes(total)

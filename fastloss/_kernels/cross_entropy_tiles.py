@@ -9,8 +9,9 @@ widened on the way, so that each class of `LANES` rows is one vector whatever th
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._classes import PAIR, load_classes, store_classes
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
 from fastloss._kernels._memory import (
@@ -261,12 +262,19 @@ def _rows_of_tile(
     return loss
 
 
-@shared
-def _tiles(
-    first, last, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
-    streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
+@kernel
+def cross_entropy_tiles(
+    launcher, blocks, block, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
+    streaming, tile_rows, tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
 ):  # fmt: skip
-    """Do the tiles [first, last), counted over (outer, inner); return the sum of their losses."""
+    """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None.
+
+    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
+    multiple of `LANES`, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
+    needs a tile of memory, one for an output of rows, and one with `spread`.
+    """
+    if distributed(launcher, blocks, block):
+        return
     classes, inner = x.shape[1], x.shape[2]
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
@@ -278,6 +286,8 @@ def _tiles(
     loss_array = empty_accumulators(x, tile_rows)
     losses = pointer(loss_array, (0,))
     loss_sum = widen(zeros_like(tile))
+    first = block * tiles_per_block
+    last = min(first + tiles_per_block, x.shape[0] * tiles_of_inner)
     for number in range(first, last):
         o = number // tiles_of_inner
         start = (number - o * tiles_of_inner) * tile_rows
@@ -321,24 +331,4 @@ def _tiles(
     if streaming:
         fence()
     keep(loss_array)
-    return sum_lanes(loss_sum)
-
-
-@kernel
-def cross_entropy_tiles(
-    x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, streaming, tile_rows,
-    tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
-):  # fmt: skip
-    """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None.
-
-    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
-    multiple of `LANES`, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
-    needs a tile of memory, one for an output of rows, and one with `spread`.
-    """
-    tiles = x.shape[0] * ((x.shape[2] + tile_rows - 1) // tile_rows)
-    for block in prange(out_loss_sum.size):
-        first = np.int64(block) * tiles_per_block
-        out_loss_sum[block] = _tiles(
-            first, min(first + tiles_per_block, tiles), x, target, probabilities, class_weight, ignore_index,
-            keep_share, spread, soft_mass, scale, streaming, tile_rows, out_gradient, out_log_softmax, out_loss,
-        )  # fmt: skip
+    out_loss_sum[block] = sum_lanes(loss_sum)

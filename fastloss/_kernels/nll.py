@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import kernel, shared
 from fastloss._kernels._memory import fence, load_one, pointer, put
 from fastloss._kernels.softmax import write_zeros
 from fastloss._kernels.targets import class_index, weight_of
-
-
-@shared
-def _nll_rows(first, last, x, target, class_weight, ignore_index, scale, streaming, out_gradient, out_loss):
-    """Do the rows [first, last), counted over (outer, inner); return the sum of their losses."""
-    classes, inner = x.shape[1], x.shape[2]
-    loss_sum = 0.0
-    at = first
-    while at < last:
-        o = at // inner
-        start = at - o * inner
-        stop = min(start + last - at, inner)
-        for i in range(start, stop):
-            label = class_index(target, o, i, classes, ignore_index)
-            loss = 0.0
-            if label >= 0:
-                loss = -weight_of(class_weight, label) * np.float64(load_one(pointer(x, (o, label, i)), 0))
-            loss_sum += loss
-            if out_loss is not None:
-                out_loss[o, i] = loss
-        if out_gradient is not None:  # only now: it may be the memory of x
-            _clear(out_gradient, o, start, stop, streaming)
-            for i in range(start, stop):
-                label = class_index(target, o, i, classes, ignore_index)
-                if label >= 0:
-                    put(pointer(out_gradient, (o, label, i)), 0, -scale * weight_of(class_weight, label))
-        at += stop - start
-    return loss_sum
 
 
 @shared
@@ -62,16 +34,36 @@ def _clear(out, o, start, stop, streaming):
 
 @kernel
 def nll_rows(
-    x, target, class_weight, ignore_index, scale, streaming, rows_per_block, out_gradient, out_loss, out_loss_sum
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, streaming, rows_per_block, out_gradient,
+    out_loss, out_loss_sum,
 ):  # fmt: skip
     """The loss -w[y] x[y] of each row and its gradient, for arguments and outputs like `cross_entropy_rows`.
 
     Any layout. It reads one element of each row and, for the gradient, writes zeros everywhere else.
     """
-    rows = x.shape[0] * x.shape[2]
-    for block in prange(out_loss_sum.size):
-        first = np.int64(block) * rows_per_block
-        out_loss_sum[block] = _nll_rows(
-            first, min(first + rows_per_block, rows), x, target, class_weight, ignore_index, scale, streaming,
-            out_gradient, out_loss,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    classes, inner = x.shape[1], x.shape[2]
+    at = block * rows_per_block
+    last = min(at + rows_per_block, x.shape[0] * inner)
+    loss_sum = 0.0
+    while at < last:
+        o = at // inner
+        start = at - o * inner
+        stop = min(start + last - at, inner)
+        for i in range(start, stop):
+            label = class_index(target, o, i, classes, ignore_index)
+            loss = 0.0
+            if label >= 0:
+                loss = -weight_of(class_weight, label) * np.float64(load_one(pointer(x, (o, label, i)), 0))
+            loss_sum += loss
+            if out_loss is not None:
+                out_loss[o, i] = loss
+        if out_gradient is not None:  # only now: it may be the memory of x
+            _clear(out_gradient, o, start, stop, streaming)
+            for i in range(start, stop):
+                label = class_index(target, o, i, classes, ignore_index)
+                if label >= 0:
+                    put(pointer(out_gradient, (o, label, i)), 0, -scale * weight_of(class_weight, label))
+        at += stop - start
+    out_loss_sum[block] = loss_sum

@@ -6,9 +6,9 @@ returns (loss, its derivative by x). Weights, sums and layouts are the loop's.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange, types
+from numba import types
 
+from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel
 from fastloss._kernels._memory import fence, load_one, pointer, zeros_like
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
@@ -126,7 +126,10 @@ def _log_sigmoid(x, target, pos_weight):
 
 
 @kernel
-def mse(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def mse(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """(x - t)**2: fills the `out_*` that are not None.
 
     All arrays are (outer, middle, inner), their innermost axis contiguous, or broadcast for `weight` and `pos_weight`.
@@ -134,48 +137,65 @@ def mse(x, target, weight, pos_weight, scale, streaming, units_per_block, out_va
     the losses of the b-th `units_per_block` units, a unit being `PIECE` elements of an innermost row. Every formula
     below has these arguments. One pass, no memory beside the outputs.
     """
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _squared_error, np.int64(block), units_per_block, x, target, weight, pos_weight, 2.0 * scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _squared_error, block, units_per_block, x, target, weight, pos_weight, 2.0 * scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def kl_div(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def kl_div(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """t log(t) - t x, of log-probabilities x and probabilities t."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _kullback_leibler, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _kullback_leibler, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def kl_div_of_logs(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def kl_div_of_logs(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """e**t (t - x), of log-probabilities x and t."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _kullback_leibler_of_logs, np.int64(block), units_per_block, x, target, weight, pos_weight, scale,
-            streaming, out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _kullback_leibler_of_logs, block, units_per_block, x, target, weight, pos_weight, scale,
+        streaming, out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def sigmoid_of(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """1 / (1 + e**-x), as the value."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _sigmoid, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip
 
 
 @kernel
-def log_sigmoid_of(x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient, out_sum):
+def log_sigmoid_of(
+    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
+    out_sum,
+):  # fmt: skip
     """-log(1 + e**-x), as the value."""
-    for block in prange(out_sum.size):
-        out_sum[block] = pointwise_block(
-            _log_sigmoid, np.int64(block), units_per_block, x, target, weight, pos_weight, scale, streaming,
-            out_value, out_gradient,
-        )  # fmt: skip
+    if distributed(launcher, blocks, block):
+        return
+    out_sum[block] = pointwise_block(
+        _log_sigmoid, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
+        out_value, out_gradient,
+    )  # fmt: skip

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from fastloss._kernels._jit import inlined, kernel, shared
+from fastloss._kernels._blocks import distributed
+from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._memory import class_indices, pointer
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes
 
@@ -23,13 +23,28 @@ def weight_of(class_weight, label):
     return 1.0 if class_weight is None else np.float64(class_weight[label])
 
 
-@shared
-def _survey(first, last, target, classes, ignore_index, class_weight):
-    """Return (sum of the weights of the valid targets, number of invalid ones) among [first, last)."""
+@inlined
+def is_ignored(y, ignore_index):
+    """Return whether the integer `y` is `ignore_index`; an unsigned one is never negative, whatever its bits."""
+    return np.int64(y) == ignore_index and (y < 0) == (ignore_index < 0)
+
+
+@kernel
+def survey_targets(
+    launcher, blocks, block, target, classes, ignore_index, class_weight, rows_per_block, out_weight, out_invalid
+):
+    """Sum the weights of the valid class indices and count the invalid ones, by blocks of `rows_per_block`.
+
+    `target` (outer, inner) is of any integer dtype; an index is valid in [0, classes), and neither valid nor invalid
+    where it is `ignore_index`. Without `class_weight` each weighs 1. Reads the targets once.
+    """
+    if distributed(launcher, blocks, block):
+        return
+    at = block * rows_per_block
+    last = min(at + rows_per_block, target.size)
     inner = target.shape[1]
     step = target.strides[1] // target.itemsize
     invalid, weight = 0, 0.0
-    at = first
     while at < last:
         o = at // inner
         start = at - o * inner
@@ -50,25 +65,4 @@ def _survey(first, last, target, classes, ignore_index, class_weight):
         else:
             weight += valid_of_row
         at += stop - start
-    return weight, invalid
-
-
-@inlined
-def is_ignored(y, ignore_index):
-    """Return whether the integer `y` is `ignore_index`; an unsigned one is never negative, whatever its bits."""
-    return np.int64(y) == ignore_index and (y < 0) == (ignore_index < 0)
-
-
-@kernel
-def survey_targets(target, classes, ignore_index, class_weight, rows_per_block, out_weight, out_invalid):
-    """Sum the weights of the valid class indices and count the invalid ones, by blocks of `rows_per_block`.
-
-    `target` (outer, inner) is of any integer dtype; an index is valid in [0, classes), and neither valid nor invalid
-    where it is `ignore_index`. Without `class_weight` each weighs 1. Reads the targets once.
-    """
-    rows = target.size
-    for block in prange(out_weight.size):
-        first = np.int64(block) * rows_per_block
-        out_weight[block], out_invalid[block] = _survey(
-            first, min(first + rows_per_block, rows), target, classes, ignore_index, class_weight
-        )
+    out_weight[block], out_invalid[block] = weight, invalid
