@@ -10,11 +10,12 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
 | side by side (3)     | 3 to 12, likewise (2)     | `cross_entropy_few`    |
+| side by side (3)     | 2 to 12, without targets  | `softmax_few`          |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 (2) And without label smoothing.
-(3) As are the rows, of the gradient too. In float64 3 to 6: a row of the kernel's own numbers takes 48 bytes.
+(3) As are the rows, of the outputs too. In float64 up to 6: a row of the kernel's own numbers takes 48 bytes.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ LOOKED_AT_ONCE = 1 << 16
 """Elements among which the first one out of range is looked for at once."""
 
 STREAMED_BYTES = 1 << 23
-"""Outputs from this size on bypass the caches, which they would only flush; not those of `cross_entropy_pairs` and
-`cross_entropy_few`, which keep a core as busy as memory."""
+"""Outputs from this size on bypass the caches, which they would only flush; not those of the kernels of few classes,
+which keep a core as busy as memory."""
 
 
 def _load() -> SimpleNamespace:
@@ -84,6 +85,7 @@ def _load() -> SimpleNamespace:
         "nll": nll.nll_rows,
         "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
+        "softmax_few": cross_entropy_few.softmax_few,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "chunks": cross_entropy.cross_entropy_chunks,
         "rows": cross_entropy.cross_entropy_rows,
@@ -214,11 +216,11 @@ def _plan(
     axis: int,
     itemsize: int,
     of_logits: bool,
-    of_indices: bool,
+    for_few: str | None,
 ) -> _Plan | None:
     """Return the plan of the table above for arrays of one shape, None where no kernel can walk them.
 
-    `of_indices` are rows whose only target are class indices.
+    `for_few` is the kernel that serves few classes: "few" for class indices alone, "softmax_few" without targets.
     """
     layout = _layout.rows(shape, strides, axis)
     side_by_side = all(of_array[axis] == itemsize for of_array in strides)
@@ -233,9 +235,11 @@ def _plan(
     rows_too = outer == 1 and all(
         layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in strides
     )
-    if of_indices and (classes == 2 or (classes > 2 and row_bytes <= FEW_BYTES and side_by_side and rows_too)):
+    if for_few == "few" and classes == 2:
+        for_few = "pairs"
+    if for_few == "pairs" or (for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too):
         length = -(-length // lanes) * lanes
-        return _Plan("pairs" if classes == 2 else "few", layout, _threads.block_count(rows, length), length)
+        return _Plan(for_few, layout, _threads.block_count(rows, length), length)
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
@@ -256,8 +260,8 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         return np.zeros(1), np.zeros(shape) if work.per_row else None
     shaped = input, work.probabilities, work.gradient, work.log_softmax
     strides = tuple([array.strides for array in shaped if array is not None])
-    of_indices = work.target is not None and work.spread is None
-    plan = _plan(input.shape, strides, axis, input.itemsize, work.of_logits, of_indices)
+    for_few = None if work.spread is not None else "softmax_few" if work.target is None else "few"
+    plan = _plan(input.shape, strides, axis, input.itemsize, work.of_logits, for_few)
     if plan is None:
         return _run_copied_rows(input, axis, work)
 
@@ -270,11 +274,13 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     of_target = target, work.class_weight, work.ignore_index, work.scale
     arguments: tuple[Any, ...]
     if plan.kernel == "nll":
-        arguments = (*of_target, streamed, plan.length, gradient, loss)
+        arguments = (*of_target, streamed, plan.length, gradient, loss, sums)
     elif plan.kernel == "pairs":
-        arguments = (*of_target, plan.length, gradient, loss)
+        arguments = (*of_target, plan.length, gradient, loss, sums)
     elif plan.kernel == "few":
-        arguments = ((None,) * input.shape[axis], *of_target, plan.length, gradient, loss)
+        arguments = ((None,) * input.shape[axis], *of_target, plan.length, gradient, loss, sums)
+    elif plan.kernel == "softmax_few":
+        arguments = ((None,) * input.shape[axis], plan.length, gradient, log_softmax, loss)
     else:
         if plan.kernel == "tiles":
             settings: tuple[Any, ...] = (streamed, plan.tile_rows, plan.length)
@@ -286,16 +292,16 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
             settings = (work.in_half, streamed, plan.length, statistics, results)
         arguments = (
             target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
-            work.scale, *settings, gradient, log_softmax, loss,
+            work.scale, *settings, gradient, log_softmax, loss, sums,
         )  # fmt: skip
     kernel = _lazy().of_rows[plan.kernel]
     if plan.kernel == "chunks":
         phases = 2 if gradient is None and log_softmax is None else 3
         for phase, units in zip(range(phases), (chunks * plan.blocks, plan.blocks, chunks * plan.blocks), strict=False):
-            _threads.run(kernel, input.size, units, phase, x, *arguments, sums)
+            _threads.run(kernel, input.size, units, phase, x, *arguments)
     else:
         blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
-        _threads.run(kernel, input.size, blocks, x, *arguments, sums)
+        _threads.run(kernel, input.size, blocks, x, *arguments)
     return sums, None if loss is None else layout.unbatch(loss, input)
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of few classes with class indices, in rows that lie side by side, with lanes that run over the rows.
+"""Cross-entropy with class indices and softmax of few classes, in rows that lie side by side, with lanes over the rows.
 
 The compiler knows the number of classes, so that the logits of `LANES` rows are turned class-major, exponentiated and
 turned back in registers (what does not fit is spilled), where the tiles of `cross_entropy_tiles` go through a cache
@@ -25,7 +25,7 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, unscale
+from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import write_lanes
 
 BATCH = 8 * LANES
@@ -99,6 +99,23 @@ def _losses(class_weight, count, sums, label_of_row, out_loss):
     return some
 
 
+@shared
+def _take(x, first, count, group):
+    """Copy the rows [first, first + count) to the array `group`."""
+    classes = x.shape[1]
+    for i in range(count * classes):
+        group[i] = x[0, i % classes, first + i // classes]
+
+
+@shared
+def _give(group, out, first, count):
+    """Copy `count` rows from the array `group` to those from `first` on of `out`, which may be None."""
+    if out is not None:
+        classes = out.shape[1]
+        for i in range(count * classes):
+            out[0, i % classes, first + i // classes] = group[i]
+
+
 @inlined_by_type
 def _if_needed(output, value):
     """Return `value`, None where `output` is None."""
@@ -141,17 +158,81 @@ def cross_entropy_few(
             ignore_index, scale, whole, advance(out, start * number), sums, label_of_row,
         )  # fmt: skip
         if whole < count:  # copied, for a group has no fewer rows
-            for i in range((count - whole) * number):
-                group_array[i] = x[0, i % number, start + whole + i // number]
+            _take(x, start + whole, count - whole, group_array)
             _groups(
                 group, advance(labels, (start + whole) * label_step), label_step, classes, weights, ignore_index, scale,
                 count - whole, out_group, advance(sums, 3 * whole), advance(label_of_row, whole),
             )  # fmt: skip
-            if out_gradient is not None:
-                for i in range((count - whole) * number):
-                    out_gradient[0, i % number, start + whole + i // number] = group_array[i]
+            _give(group_array, out_gradient, start + whole, count - whole)
         total = total + widen(_losses(weights, count, sums, label_of_row, advance(losses, start)))
     keep(sums_array)
     keep(label_array)
     keep(group_array)
     out_loss_sum[block] = sum_lanes(total)
+
+
+@inlined
+def _summand(c, total, x, highest):
+    e = exp_scaled(x - highest)
+    return total + e, e
+
+
+@inlined
+def _softmax(c, nothing, e, inverse):
+    return nothing, e * inverse
+
+
+@inlined
+def _log_softmax(c, nothing, x, given):
+    highest, log_total = given
+    return nothing, (x - highest) - log_total
+
+
+@shared
+def _softmax_groups(source, classes, count, out_softmax, out_log_softmax, out_loss):
+    """Do `count` rows from the pointer `source` on; all rows of a group are read, `LANES` of them, and written."""
+    zero = zeros_like(source)
+    for r in range(0, count, LANES):
+        logits = load_classes(advance(source, r * len(classes)), classes)
+        highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
+        total, e = unrolled(_summand, zero, logits, highest)
+        if out_softmax is not None:
+            _, softmax = unrolled(_softmax, (), e, constant(zero, 1) / total)
+            store_classes(advance(out_softmax, r * len(classes)), softmax)
+        log_total = log_of_normal(total * unscale(total))
+        if out_log_softmax is not None:
+            _, log_softmax = unrolled(_log_softmax, (), logits, (highest, log_total))
+            store_classes(advance(out_log_softmax, r * len(classes)), log_softmax)
+        if out_loss is not None:
+            write_lanes(out_loss, r, highest + log_total, min(count - r, LANES), False)
+
+
+@kernel
+def softmax_few(launcher, blocks, block, x, classes, rows_per_block, out_softmax, out_log_softmax, out_loss):
+    """Softmax, its logarithm and the log-sum-exp (the loss without a target) of rows like those of `cross_entropy_few`.
+
+    It fills the `out_*` that are not None, of the first two one at most. Each thread needs a group of rows of memory.
+    """
+    if distributed(launcher, blocks, block):
+        return
+    number = len(classes)
+    source, losses = pointer(x, (0, 0, 0)), pointer(out_loss, (0, 0))
+    softmax, log_softmax = pointer(out_softmax, (0, 0, 0)), pointer(out_log_softmax, (0, 0, 0))
+    first = block * rows_per_block
+    count = min(rows_per_block, x.shape[2] - first)
+    whole = count - count % LANES
+    _softmax_groups(
+        advance(source, first * number), classes, whole, advance(softmax, first * number),
+        advance(log_softmax, first * number), advance(losses, first),
+    )  # fmt: skip
+    if whole < count:  # copied, for a group has no fewer rows
+        group_array = np.empty(LANES * number, x.dtype)
+        group = pointer(group_array, (0,))
+        _take(x, first + whole, count - whole, group_array)
+        _softmax_groups(
+            group, classes, count - whole, _if_needed(out_softmax, group), _if_needed(out_log_softmax, group),
+            advance(losses, first + whole),
+        )  # fmt: skip
+        _give(group_array, out_softmax, first + whole, count - whole)
+        _give(group_array, out_log_softmax, first + whole, count - whole)
+        keep(group_array)

@@ -35,7 +35,7 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp_scaled, log, log1p_of_sum, unscale
+from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 from fastloss._kernels.targets import weight_of
 
@@ -230,7 +230,7 @@ def _rows_of_tile(
     if spread is not None and has_target is not None:
         mass = constant(mass, soft_mass)
     total = rest + e_label
-    log_total = log(total * unscale(total))
+    log_total = log_of_normal(total * unscale(total))
     one = constant(total, 1) / unscale(total)
     inverse = constant(total, scale) / total
     loss = zeros_like(tile)

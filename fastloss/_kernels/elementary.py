@@ -273,6 +273,12 @@ def log(x):
 
 
 @inlined_by_type
+def log_of_normal(x):
+    """Return log(x) for normal finite x > 0, nan for nan: at most 1.1 ulp, without what `log` does for other x."""
+    return lambda x: _log_of_normal(x, x - x)
+
+
+@inlined_by_type
 def _log_at_edges(x, result):
     """Return `result`, or what log(x) is where x is not positive and finite."""
     inf, nan = math.inf, math.nan
