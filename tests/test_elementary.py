@@ -51,13 +51,35 @@ def _exp_unscaled(x: Any) -> Any:
     return elementary.exp_scaled(x) * elementary.unscale(x)
 
 
-NAMES = ("exp", "exp_scaled", "log", "log1p", "log1p_of_sum", "decay", "log1p_of_fraction", "sigmoid", "softplus")
-FUNCTIONS = {name: wrapped(_exp_unscaled if name == "exp_scaled" else getattr(elementary, name)) for name in NAMES}
+@numba.njit
+def _log_of_probability(x: Any) -> Any:
+    return elementary.logs_of_probability(x)[0]
+
+
+@numba.njit
+def _log_of_complement(x: Any) -> Any:
+    return elementary.logs_of_probability(x)[1]
+
+
+PARTS = {
+    "exp_scaled": ("exp", _exp_unscaled),
+    "log_of_probability": ("logs_of_probability", _log_of_probability),
+    "log_of_complement": ("logs_of_probability", _log_of_complement),
+}
+"""What is tested of a function's results: (the function, its part)."""
+
+NAMES = (
+    "exp", "exp_scaled", "log", "log_of_normal", "log_of_probability", "log_of_complement", "log1p_of_sum",
+    "decay", "log1p_of_fraction", "sigmoid", "softplus",
+)  # fmt: skip
+FUNCTIONS = {name: wrapped(PARTS[name][1] if name in PARTS else getattr(elementary, name)) for name in NAMES}
 EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": np.exp,
     "exp_scaled": np.exp,
     "log": np.log,
-    "log1p": np.log1p,
+    "log_of_normal": np.log,
+    "log_of_probability": np.log,
+    "log_of_complement": lambda x: np.log1p(-x),
     "log1p_of_sum": np.log1p,
     "decay": lambda x: np.exp(-abs(x)),
     "log1p_of_fraction": np.log1p,
@@ -67,7 +89,9 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 DOMAIN = {
     "exp_scaled": (-np.inf, 0.0),
     "log": (0.0, np.inf),
-    "log1p": (-1.0, np.inf),
+    "log_of_normal": (float(np.finfo(np.float32).tiny), np.inf),
+    "log_of_probability": (0.0, 1.0),
+    "log_of_complement": (0.0, 1.0),
     "log1p_of_sum": (0.0, np.inf),
     "log1p_of_fraction": (0.0, 1.0),
 }
@@ -78,7 +102,7 @@ extended = pytest.mark.skipif(
 
 def stated_bound(name: str, dtype: type) -> float:
     """Return the largest error in ulps that the function's docstring states, one for both dtypes or one for each."""
-    text = getattr(elementary, "exp" if name == "exp_scaled" else name).__doc__
+    text = getattr(elementary, PARTS[name][0] if name in PARTS else name).__doc__
     number = r"(\d+(?:\.\d+)?)"
     both = re.search(rf"{number} ulp(?: in float32, {number} in float64)?", text)
     assert both is not None, f"the docstring of {name} states no bound"
@@ -149,7 +173,9 @@ def test_error_against_mpmath(name: str, dtype: type) -> None:
             "exp": mpmath.exp,
             "exp_scaled": mpmath.exp,
             "log": lambda v: mpmath.log(v) if v else -mpmath.inf,
-            "log1p": lambda v: mpmath.log1p(v) if v > -1 else -mpmath.inf,
+            "log_of_normal": mpmath.log,
+            "log_of_probability": lambda v: mpmath.log(v) if v else -mpmath.inf,
+            "log_of_complement": lambda v: mpmath.log1p(-v) if v < 1 else -mpmath.inf,
             "decay": lambda v: mpmath.exp(-abs(v)),
             "log1p_of_sum": mpmath.log1p,
             "log1p_of_fraction": mpmath.log1p,
@@ -189,7 +215,9 @@ SPECIAL = {
     "exp": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (NAN, NAN), (1e30, INF), (-1e30, 0.0)],
     "exp_scaled": [(0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (NAN, NAN), (-1e30, 0.0)],
     "log": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (NAN, NAN), (1.0, 0.0), (-1.0, NAN), (-1e-40, NAN)],
-    "log1p": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, NAN), (NAN, NAN), (-1.0, -INF), (-1.0000002, NAN)],
+    "log_of_normal": [(1.0, 0.0), (NAN, NAN)],
+    "log_of_probability": [(0.0, -INF), (1.0, 0.0)],
+    "log_of_complement": [(0.0, 0.0), (1.0, -INF)],
     "log1p_of_sum": [(0.0, 0.0), (NAN, NAN)],
     "decay": [(0.0, 1.0), (-0.0, 1.0), (INF, 0.0), (-INF, 0.0), (NAN, NAN)],
     "log1p_of_fraction": [(0.0, 0.0), (NAN, NAN)],

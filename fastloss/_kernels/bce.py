@@ -7,7 +7,7 @@ import numpy as np
 from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._simd import constant, multiply_add, select
-from fastloss._kernels.elementary import decay, log, log1p, log1p_of_fraction
+from fastloss._kernels.elementary import decay, log1p_of_fraction, logs_of_probability
 from fastloss._kernels.pointwise import pointwise_block
 
 LOG_FLOOR = -100.0
@@ -20,7 +20,7 @@ VARIANCE_FLOOR = 1e-12
 @inlined
 def _of_probabilities(x, target, pos_weight):
     one, floor = constant(x, 1), constant(x, LOG_FLOOR)
-    log_x, log_rest = log(x), log1p(-x)
+    log_x, log_rest = logs_of_probability(x)
     log_x, log_rest = select(log_x < floor, floor, log_x), select(log_rest < floor, floor, log_rest)
     variance = x * (one - x)
     variance = select(variance < VARIANCE_FLOOR, constant(x, VARIANCE_FLOOR), variance)

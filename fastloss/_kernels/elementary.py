@@ -1,4 +1,4 @@
-"""exp, log, log1p, sigmoid and softplus, once for scalars and vectors of float32 and float64.
+"""exp, log, sigmoid and softplus, once for scalars and vectors of float32 and float64.
 
 PyPI's Numba has no vector mathematics library, so these are range-reduced polynomials in operations that every CPU has
 on vectors. Each docstring states the function's largest error in ulps of its result's dtype; the tests measure it.
@@ -229,27 +229,33 @@ def unscale(x):
 
 
 @inlined_by_type
-def _log_of_normal(u, correction):
-    """Return log(u) + correction for a normal finite u > 0 and a tiny correction.
-
-    u is 2**k m with sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh(s) with s = f / (2 + f), f = m - 1.
-    """
+def _reduced(u):
+    """Return (k, m - 1) for a normal finite u > 0, which is 2**k m with sqrt(1/2) <= m < sqrt(2)."""
     f = _format_of(u)
-    bits, magic, ln2_high, ln2_low = f.mantissa_bits, f.rounding_magic, f.ln2_high, f.ln2_low
-    coefficients = f.log_coefficients
+    bits, magic = f.mantissa_bits, f.rounding_magic
     lowest_m = _bits(f, math.sqrt(0.5))
     bias = f.bias + 1  # keeps k positive while it is an integer: no CPU before AVX-512 shifts 64 bits with their sign
     magic_bits = _bits(f, magic)
     fraction = (1 << bits) - 1
 
-    def implementation(u, correction):
+    def implementation(u):
         shifted = subtract_bits(as_bits(u), lowest_m - (bias << bits))
         m = from_bits(add_bits(and_bits(shifted, fraction), lowest_m))
         k = from_bits(add_bits(shift_right(shifted, bits), magic_bits)) - constant(u, magic + bias)
-        f = m - constant(u, 1)
-        s = f / (f + constant(u, 2))
+        return k, m - constant(u, 1)
+
+    return implementation
+
+
+@inlined_by_type
+def _log_of_reduced(k, f, s, correction):
+    """Return log(2**k (1 + f)) + correction, a tiny one, for s = f / (2 + f): log(1 + f) is 2 atanh(s)."""
+    of = _format_of(f)
+    ln2_high, ln2_low, coefficients = of.ln2_high, of.ln2_low, of.log_coefficients
+
+    def implementation(k, f, s, correction):
         z = s * s
-        half_square = constant(u, 0.5) * f * f
+        half_square = constant(f, 0.5) * f * f
         tail = multiply_add(s, half_square + z * polynomial(z, coefficients), multiply_add(k, ln2_low, correction))
         return multiply_add(k, ln2_high, f - (half_square - tail))
 
@@ -257,17 +263,61 @@ def _log_of_normal(u, correction):
 
 
 @inlined_by_type
-def log(x):
-    """Return the natural logarithm of x: at most 1.1 ulp; -inf at 0, nan below, inf at inf."""
+def _log_of_normal(u, correction):
+    """Return log(u) + correction for a normal finite u > 0 and a tiny correction."""
+
+    def implementation(u, correction):
+        k, f = _reduced(u)
+        return _log_of_reduced(k, f, f / (f + constant(u, 2)), correction)
+
+    return implementation
+
+
+@inlined_by_type
+def _scaled_up(x):
+    """Return (u, log(u / x)) for a normal u: x itself and 0, unless x is subnormal."""
     f = _format_of(x)
     smallest, up, shift_of_log = f.smallest_normal, 2.0**f.scale_exponent, f.scale_exponent * math.log(2)
 
     def implementation(x):
-        subnormal = x < constant(x, smallest)
-        normal = select(subnormal, x * constant(x, up), x)
-        result = _log_of_normal(normal, constant(x, 0))
-        result = select(subnormal, result - constant(x, shift_of_log), result)
-        return _log_at_edges(x, result)
+        subnormal, zero = x < constant(x, smallest), constant(x, 0)
+        return select(subnormal, x * constant(x, up), x), select(subnormal, constant(x, shift_of_log), zero)
+
+    return implementation
+
+
+@inlined_by_type
+def log(x):
+    """Return the natural logarithm of x: at most 1.1 ulp; -inf at 0, nan below, inf at inf."""
+    inf, nan = math.inf, math.nan
+
+    def implementation(x):
+        normal, shift = _scaled_up(x)
+        result = _log_of_normal(normal, constant(x, 0)) - shift
+        result = select(x < constant(x, inf), result, x)
+        at_most_zero = select(x == constant(x, 0), constant(x, -inf), constant(x, nan))
+        return select(x > constant(x, 0), result, at_most_zero)
+
+    return implementation
+
+
+@inlined_by_type
+def logs_of_probability(x):
+    """Return (log(x), log(1 - x)) for 0 <= x <= 1: at most 1.5 ulp, by one division; -inf where x or 1 - x is 0."""
+
+    def implementation(x):
+        zero, one, two = constant(x, 0), constant(x, 1), constant(x, 2)
+        rest = one - x
+        lost = (one - rest) - x  # what the rounding of `rest` took, exactly, and nothing for x >= 1/2
+        normal, shift = _scaled_up(x)
+        k, f = _reduced(normal)
+        k_rest, f_rest = _reduced(rest)
+        inverse = one / ((f + two) * (f_rest + two))
+        log_x = _log_of_reduced(k, f, f * ((f_rest + two) * inverse), zero) - shift
+        # 1 / (1 - x) is near enough to 1 + x where something was lost.
+        log_rest = _log_of_reduced(k_rest, f_rest, f_rest * ((f + two) * inverse), multiply_add(lost, x, lost))
+        minus_inf = constant(x, -math.inf)
+        return select(x > zero, log_x, minus_inf), select(rest > zero, log_rest, minus_inf)
 
     return implementation
 
@@ -279,33 +329,8 @@ def log_of_normal(x):
 
 
 @inlined_by_type
-def _log_at_edges(x, result):
-    """Return `result`, or what log(x) is where x is not positive and finite."""
-    inf, nan = math.inf, math.nan
-
-    def implementation(x, result):
-        result = select(x < constant(x, inf), result, x)
-        at_most_zero = select(x == constant(x, 0), constant(x, -inf), constant(x, nan))
-        return select(x > constant(x, 0), result, at_most_zero)
-
-    return implementation
-
-
-@inlined_by_type
-def log1p(x):
-    """Return log(1 + x): at most 1.5 ulp, exact in the sign of zero; -inf at -1, nan below, inf at inf."""
-    tiny = 2.0 ** -(_format_of(x).mantissa_bits + 2)
-
-    def implementation(x):
-        result = _log_at_edges(constant(x, 1) + x, log1p_of_sum(x))
-        return select(absolute(x) < constant(x, tiny), x, result)
-
-    return implementation
-
-
-@inlined_by_type
 def log1p_of_sum(x):
-    """Return log(1 + x) for finite x >= 0, nan for nan: at most 1.5 ulp, without what `log1p` does for other x."""
+    """Return log(1 + x) for finite x >= 0, nan for nan: at most 1.5 ulp."""
 
     def implementation(x):
         one = constant(x, 1)
@@ -328,7 +353,7 @@ def decay(x):
 
 @inlined_by_type
 def log1p_of_fraction(x):
-    """Return log(1 + x) for 0 <= x <= 1, nan for nan: at most 2 ulp, at half the cost of `log1p`.
+    """Return log(1 + x) for 0 <= x <= 1, nan for nan: at most 2 ulp, at half the cost of `log1p_of_sum`.
 
     It is 2 atanh(s) with s = x / (2 + x), which needs no reduction since s <= 1 / 3.
     """
