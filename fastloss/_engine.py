@@ -441,15 +441,17 @@ def _run_elements(
         return np.zeros(1)
     k = _lazy()
     dense_gradient, dense_value = _dense(gradient, input), _dense(value, input)
-    x, others, outputs = _layout.elements(input, operands, (dense_value, dense_gradient))
-    length, count = _unit_blocks(x)
-    sums = np.empty(count)
+    views = _layout.elements(input, operands, (dense_value, dense_gradient))
     streamed = _streamed(dense_value, dense_gradient)
-    _threads.run(k.of_elements[name], input.size, count, x, *others, scale, streamed, length, *outputs, sums)
+    sums = []
+    for x, others, outputs in _layout.with_joined_rows(*views, k.pointwise.PIECE):
+        length, count = _unit_blocks(x)
+        sums.append(np.empty(count))
+        _threads.run(k.of_elements[name], x.size, count, x, *others, scale, streamed, length, *outputs, sums[-1])
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
         if dense is not None:
             _delivered(dense, output)
-    return sums
+    return np.concatenate(sums)
 
 
 def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:

@@ -14,6 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+ALIGNED_ROWS = 16
+"""So many rows fill whole vectors."""
+
+SHORT_ROW = 32
+"""Up to rows of so many elements it is faster to copy an operand that is broadcast along them than to walk by rows."""
+
 
 class _Writable:
     """Lends the memory of a read-only array to NumPy as if it could be written to."""
@@ -161,6 +167,44 @@ def elements(
         return [None if array is None else _as_three_axes(array, three) for array in arrays]
 
     return _as_three_axes(input, three), views(operands), views(outputs)
+
+
+def with_joined_rows(
+    input: np.ndarray, operands: Sequence[np.ndarray | None], outputs: Sequence[np.ndarray | None], elements: int
+) -> list[tuple[np.ndarray, list[np.ndarray | None], list[np.ndarray | None]]]:
+    """Return parts of what `elements` returned, in which so many rows are one that it has about so many `elements`.
+
+    The last part holds the rows left over. Operands that are broadcast along the rows, such as the weights of few
+    classes, are repeated: they would cut the walk into rows as short as they are.
+    """
+    outer, rows, inner = input.shape
+    count = min(elements // max(inner, 1), rows)
+    if count > ALIGNED_ROWS:
+        count -= count % ALIGNED_ROWS
+    if count < 2 or outer > 1:
+        return [(input, list(operands), list(outputs))]
+    if inner < SHORT_ROW:
+        operands = [array if array is None or array.strides[2] else np.ascontiguousarray(array) for array in operands]
+    repeated = [array is not None and array.strides[1] == 0 for array in operands]
+    of_rows = [array for array, repeats in zip(operands, repeated, strict=True) if not repeats]
+    for array in (input, *of_rows, *outputs):
+        if array is not None and array.strides[1:] != (inner * array.itemsize, array.itemsize):
+            return [(input, list(operands), list(outputs))]
+    joined = rows // count
+
+    def join(array: np.ndarray, repeats: bool = False) -> np.ndarray:
+        row = np.tile(array[0, 0], count) if repeats else array
+        row_bytes = 0 if repeats else count * array.strides[1]
+        return as_strided(row, (1, joined, count * inner), (0, row_bytes, array.itemsize))
+
+    joined_operands = [
+        None if array is None else join(array, repeats) for array, repeats in zip(operands, repeated, strict=True)
+    ]
+    parts = [(join(input), joined_operands, [None if array is None else join(array) for array in outputs])]
+    if joined * count < rows:
+        left = [None if array is None else array[:, joined * count :] for array in (input, *operands, *outputs)]
+        parts.append((input[:, joined * count :], left[1 : 1 + len(operands)], left[1 + len(operands) :]))
+    return parts
 
 
 def _as_three_axes(array: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:

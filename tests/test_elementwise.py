@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tolerances import assert_agree, assert_close, assert_no_worse
 
 import fastloss as fl
+from fastloss import _layout
 
 
 def interior(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -104,6 +105,28 @@ def test_weights_of_any_shape_that_broadcasts(name: str, axes: tuple[int, ...]) 
             weight = interior(of_weight, dtype)
             expanded = np.broadcast_to(weight, shape)
             compare(loss, tuple(arguments), {weight_name: expanded}, **{weight_name: weight})
+
+
+@each_dtype
+def test_rows_of_few_classes_are_walked_together(dtype: np.dtype[Any]) -> None:
+    """Weights of classes are repeated, those of short rows copied: neither is walked row by row, nor changes a bit."""
+    accumulator = np.float64 if dtype == np.float64 else np.float32
+    for shape in ((1400, 3), (4099, 7), (2, 900, 5), (90, 100)):
+        logits, target = LOSSES["bce_with_logits"].arguments(shape, dtype)
+        for of_weight in (shape[-1:], (*shape[:-1], 1)):
+            weight = interior(of_weight, dtype)
+            everywhere = np.broadcast_to(weight, shape)
+            actual, expected = (
+                fl.binary_cross_entropy_with_logits(logits, target, some, pos_weight=some, return_grad=True)
+                for some in (weight, everywhere.copy())
+            )
+            assert_agree(actual[0], expected[0], dtype)
+            np.testing.assert_array_equal(actual[1], expected[1])
+            if of_weight[-1] > 1 or shape[-1] < _layout.SHORT_ROW:
+                walk = _layout.elements(logits, [np.broadcast_to(weight.astype(accumulator), shape)], [])
+                parts = _layout.with_joined_rows(*walk, 4000)
+                assert sum(part[0].size for part in parts) == logits.size
+                assert min(4000, logits.size) / 2 <= parts[0][0].shape[2] <= 4000
 
 
 def test_weight_and_pos_weight_of_channels() -> None:
