@@ -296,8 +296,10 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         )  # fmt: skip
     kernel = _lazy().of_rows[plan.kernel]
     if plan.kernel == "chunks":
-        phases = 2 if gradient is None and log_softmax is None else 3
-        for phase, units in zip(range(phases), (chunks * plan.blocks, plan.blocks, chunks * plan.blocks), strict=False):
+        units_of_phases = [chunks * plan.blocks, plan.blocks, chunks * plan.blocks]
+        if gradient is None and log_softmax is None:
+            del units_of_phases[2]
+        for phase, units in enumerate(units_of_phases):
             _threads.run(kernel, input.size, units, phase, x, *arguments)
     else:
         blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
