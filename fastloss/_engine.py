@@ -300,7 +300,8 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
         if gradient is None and log_softmax is None:
             del units_of_phases[2]
         for phase, units in enumerate(units_of_phases):
-            _threads.run(kernel, input.size, units, phase, x, *arguments)
+            elements = chunks * plan.blocks if phase == 1 else input.size  # of the chunks' statistics
+            _threads.run(kernel, elements, units, phase, x, *arguments)
     else:
         blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
         _threads.run(kernel, input.size, blocks, x, *arguments)
@@ -389,9 +390,9 @@ def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
     if input.shape[axis] == 0:
         losses[...] = -np.inf
     unclear = np.isnan(losses)
-    if unclear.any():  # the maximum is nan or infinite, and is the result; its difference from itself is nan
-        losses[unclear] = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
     with np.errstate(all="ignore"):
+        if unclear.any():  # the maximum is nan or infinite, and is the result; its difference from itself is nan
+            losses[unclear] = np.max(np.moveaxis(input, axis, -1)[unclear], axis=-1)
         result = losses.astype(input.dtype, copy=False)
     return result[()] if out is None else _delivered(result, out)
 

@@ -17,6 +17,9 @@ from numpy.lib.stride_tricks import as_strided
 ALIGNED_ROWS = 16
 """So many rows fill whole vectors."""
 
+JOINED_FROM = 1000
+"""From so many rows on to join them costs less than to walk them."""
+
 SHORT_ROW = 32
 """Up to rows of so many elements it is faster to copy an operand that is broadcast along them than to walk by rows."""
 
@@ -174,37 +177,45 @@ def with_joined_rows(
 ) -> list[tuple[np.ndarray, list[np.ndarray | None], list[np.ndarray | None]]]:
     """Return parts of what `elements` returned, in which so many rows are one that it has about so many `elements`.
 
-    The last part holds the rows left over. Operands that are broadcast along the rows, such as the weights of few
-    classes, are repeated: they would cut the walk into rows as short as they are.
+    The last part holds the rows left over, as one. Operands that are broadcast along the rows, such as the weights of
+    few classes, are repeated: they would cut the walk into rows as short as they are.
     """
     outer, rows, inner = input.shape
     count = min(elements // max(inner, 1), rows)
     if count > ALIGNED_ROWS:
         count -= count % ALIGNED_ROWS
-    if count < 2 or outer > 1:
-        return [(input, list(operands), list(outputs))]
-    if inner < SHORT_ROW:
-        operands = [array if array is None or array.strides[2] else np.ascontiguousarray(array) for array in operands]
+
+    def is_dense(array: np.ndarray | None) -> bool:
+        return array is None or array.strides[1:] == (inner * array.itemsize, array.itemsize)
+
     repeated = [array is not None and array.strides[1] == 0 for array in operands]
     of_rows = [array for array, repeats in zip(operands, repeated, strict=True) if not repeats]
-    for array in (input, *of_rows, *outputs):
-        if array is not None and array.strides[1:] != (inner * array.itemsize, array.itemsize):
-            return [(input, list(operands), list(outputs))]
-    joined = rows // count
+    if inner < SHORT_ROW:  # those that are broadcast within a row will be copied
+        of_rows = [array for array in of_rows if array is not None and array.strides[2] != 0]
+    if rows < JOINED_FROM or count < 2 or outer > 1 or not all(map(is_dense, (input, *of_rows, *outputs))):
+        return [(input, list(operands), list(outputs))]
 
-    def join(array: np.ndarray, repeats: bool = False) -> np.ndarray:
-        row = np.tile(array[0, 0], count) if repeats else array
-        row_bytes = 0 if repeats else count * array.strides[1]
-        return as_strided(row, (1, joined, count * inner), (0, row_bytes, array.itemsize))
+    def source_of(array: np.ndarray | None, repeats: bool) -> np.ndarray | None:
+        if array is None:
+            return None
+        return np.tile(array[0, 0], count) if repeats else np.ascontiguousarray(array)
 
-    joined_operands = [
-        None if array is None else join(array, repeats) for array, repeats in zip(operands, repeated, strict=True)
-    ]
-    parts = [(join(input), joined_operands, [None if array is None else join(array) for array in outputs])]
-    if joined * count < rows:
-        left = [None if array is None else array[:, joined * count :] for array in (input, *operands, *outputs)]
-        parts.append((input[:, joined * count :], left[1 : 1 + len(operands)], left[1 + len(operands) :]))
+    sources = [source_of(array, repeats) for array, repeats in zip(operands, repeated, strict=True)]
+    parts = []
+    for start, joined, length in ((0, rows // count, count), (rows - rows % count, 1, rows % count)):
+        if length > 0:
+            of_input, *views = (_joined(array, start, joined, length * inner) for array in (input, *sources, *outputs))
+            assert of_input is not None
+            parts.append((of_input, views[: len(sources)], views[len(sources) :]))
     return parts
+
+
+def _joined(array: np.ndarray | None, start: int, joined: int, width: int) -> np.ndarray | None:
+    """Return `joined` rows of `width` elements: of a dense array from the row `start` on, or a flat one repeated."""
+    if array is None:
+        return None
+    of_rows, row_bytes = (array, 0) if array.ndim == 1 else (array[:, start:], width * array.itemsize)
+    return as_strided(of_rows, (1, joined, width), (0, row_bytes, array.itemsize))
 
 
 def _as_three_axes(array: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:

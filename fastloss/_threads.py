@@ -25,6 +25,9 @@ BLOCKS = 512
 _ALONE, _ALL_BLOCKS = 0, -1
 """A kernel's launcher and block where the calling thread is to do all blocks."""
 
+_launcher = _ALONE
+"""That of all threads, once a call has needed it."""
+
 _limit = threading.local()
 """Its `threads` is the most that calls of this Python thread may use; without it, as many as Numba has."""
 
@@ -155,22 +158,24 @@ def run(kernel: Any, elements: int, blocks: int, *arguments: Any) -> None:
 
 
 def _launched(kernel: Any, blocks: int, arguments: tuple[Any, ...]) -> None:
-    from fastloss._kernels._blocks import launcher
+    global _launcher
+    if _launcher == _ALONE:
+        from fastloss._kernels._blocks import launcher
 
-    address = launcher()
+        _launcher = launcher()
     if _layer == "workqueue":
         if not _launch.acquire(blocking=False):
             kernel(_ALONE, blocks, _ALL_BLOCKS, *arguments)  # in 0.4 to 0.9 of the time of waiting, of 2 threads or 16
             return
         try:
-            kernel(address, blocks, _ALL_BLOCKS, *arguments)
+            kernel(_launcher, blocks, _ALL_BLOCKS, *arguments)
         finally:
             _launch.release()
         return
     thread = threading.get_ident()
     _launching.add(thread)
     try:
-        kernel(address, blocks, _ALL_BLOCKS, *arguments)
+        kernel(_launcher, blocks, _ALL_BLOCKS, *arguments)
     finally:
         _launching.discard(thread)
 

@@ -5,7 +5,8 @@ All of them share some conventions.
 * Floating input keeps its dtype in the result: float16, bfloat16 (of ml_dtypes), float32, float64. Half precision is
   computed in float32. Integers, booleans and lists become float64.
 * Any memory layout will do: C and Fortran order, slices, reversed axes, read-only, byte-swapped and memory-mapped
-  arrays. A copy is made only where no kernel can walk the layout.
+  arrays. A copy is made only where no kernel can walk the layout, and of weights that are the same within
+  rows of less than 32 elements.
 * No input is modified, unless it is also given as `out`. A call that raises has written nothing to `out`; only one that
   is interrupted (KeyboardInterrupt) or runs out of memory (MemoryError) can have.
 * Arguments that another thread changes during a call make its result undefined, but never lead to memory outside the

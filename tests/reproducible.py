@@ -28,7 +28,7 @@ ELEMENTS = (7, 30_011)
 
 
 def calls() -> Iterator[tuple[str, Any]]:
-    """Yield (name, result) of each loss by each route, all large enough for the parallel kernels."""
+    """Yield (name, result) of each loss by each route, all large enough for all threads."""
     for route, shape in (*ROUTES.items(), ("class-strided", CLASS_STRIDED)):
         rng = np.random.default_rng(0)
         x = rng.normal(0.0, 3.0, shape).astype(np.float32)

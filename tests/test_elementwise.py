@@ -111,7 +111,7 @@ def test_weights_of_any_shape_that_broadcasts(name: str, axes: tuple[int, ...]) 
 def test_rows_of_few_classes_are_walked_together(dtype: np.dtype[Any]) -> None:
     """Weights of classes are repeated, those of short rows copied: neither is walked row by row, nor changes a bit."""
     accumulator = np.float64 if dtype == np.float64 else np.float32
-    for shape in ((1400, 3), (4099, 7), (2, 900, 5), (90, 100)):
+    for shape in ((1400, 3), (4099, 7), (2, 900, 5), (1030, 100), (50, 5)):
         logits, target = LOSSES["bce_with_logits"].arguments(shape, dtype)
         for of_weight in (shape[-1:], (*shape[:-1], 1)):
             weight = interior(of_weight, dtype)
@@ -122,11 +122,30 @@ def test_rows_of_few_classes_are_walked_together(dtype: np.dtype[Any]) -> None:
             )
             assert_agree(actual[0], expected[0], dtype)
             np.testing.assert_array_equal(actual[1], expected[1])
-            if of_weight[-1] > 1 or shape[-1] < _layout.SHORT_ROW:
+            if logits.size > 4000 and (of_weight[-1] > 1 or shape[-1] < _layout.SHORT_ROW):
                 walk = _layout.elements(logits, [np.broadcast_to(weight.astype(accumulator), shape)], [])
-                parts = _layout.with_joined_rows(*walk, 4000)
-                assert sum(part[0].size for part in parts) == logits.size
-                assert min(4000, logits.size) / 2 <= parts[0][0].shape[2] <= 4000
+                parts = [part[0] for part in _layout.with_joined_rows(*walk, 4000)]
+                assert sum(part.size for part in parts) == logits.size
+                assert 3200 <= parts[0].shape[2] <= 4000
+                assert [part.shape[1] for part in parts[1:]] in ([], [1]), "those left over are one"
+
+
+def test_operands_are_copied_only_where_it_helps() -> None:
+    rows = np.zeros((2000, 8), np.float32)
+    of_class, of_row, scalar = (
+        np.broadcast_to(np.ones(shape, np.float32), (2000, 5)) for shape in ((5,), (2000, 1), ())
+    )
+    for input, operands, copied in (
+        (rows[:, :5].copy(), [of_class, scalar], []),
+        (rows[:, :5].copy(), [of_class, of_row], [1]),
+        (rows[:, :5], [of_class, of_row], []),
+        (rows[:900, :5].copy(), [of_class[:900], of_row[:900]], []),
+    ):
+        walk = _layout.elements(input, operands, [])
+        ((_, views, _), *_) = _layout.with_joined_rows(*walk, 4000)
+        owned = [not np.may_share_memory(view, operand) for view, operand in zip(views, operands, strict=True)]
+        large = [position for position, view in enumerate(views) if owned[position] and view.strides[1] != 0]
+        assert large == copied
 
 
 def test_weight_and_pos_weight_of_channels() -> None:

@@ -25,7 +25,7 @@ def reference() -> dict[str, str]:
     return reproducible.digests()
 
 
-def test_every_call_is_one_for_the_parallel_kernels() -> None:
+def test_every_call_is_one_for_all_threads() -> None:
     shapes = (*reproducible.ROUTES.values(), reproducible.CLASS_STRIDED, reproducible.ELEMENTS)
     assert all(np.prod(shape) >= _threads.SERIAL_ELEMENTS for shape in shapes)
 
@@ -57,7 +57,7 @@ def test_more_threads_than_this_machine_may_have() -> None:
 
 
 @pytest.mark.parametrize("serial_elements", [0, 2**62], ids=["parallel", "serial"])
-def test_serial_and_parallel_kernels(serial_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_and_all_threads(serial_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference()
     monkeypatch.setattr(_threads, "SERIAL_ELEMENTS", serial_elements)
     assert reproducible.digests() == expected

@@ -41,7 +41,7 @@ class Case(NamedTuple):
         return ("forward", "autograd") if self.loss == "log_softmax" else MODES
 
     def tiny(self) -> Case:
-        """Return a tiny case of the same loss, dtype and number of axes, large enough for a kernel that is parallel."""
+        """Return a tiny case of the same loss, dtype and number of axes, large enough for all threads."""
         if len(self.shape) == 1:
             return self._replace(shape=(min(self.shape[0], 40_000),))
         classes = min(self.shape[1], 1000)

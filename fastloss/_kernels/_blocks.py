@@ -1,13 +1,12 @@
 """How a kernel comes to do its blocks: one after the other, or on all threads through the one parallel loop here.
 
-A kernel does one block of its work. Numba would compile a kernel that is a parallel loop itself five times over, each
-time as a part of the next, and once more for calls that are not worth another thread. So the loop over blocks is a
-function by itself, `launch`, compiled once for all kernels, which knows a kernel and its arguments by their addresses.
+A kernel does one block of its work: one of those that it sums by, or a share, a chunk, a row. Numba would compile a
+kernel that is a parallel loop itself five times over, each time as a part of the next, and once more for calls that are
+not worth another thread. So the loop over blocks is a function by itself, `launch`, compiled once for all kernels. It
+knows a kernel and its arguments by their addresses.
 """
 
 from __future__ import annotations
-
-import functools
 
 import numpy as np
 from llvmlite import ir
@@ -46,7 +45,6 @@ def launch(function, arguments, blocks):
         _do_block(function, arguments, np.int64(block))
 
 
-@functools.cache
 def launcher() -> int:
     """Return the address of the compiled `launch`, with which kernels run on all threads."""
     launch.compile(_OF_LAUNCH)
@@ -99,7 +97,7 @@ def _block_function(module, kernel, packed_type):
     """Return a new function that calls `kernel` with the packed arguments but for the block.
 
     Numba's threads do not hand on the exceptions of a parallel loop, which only bounds checks raise here: what it
-    raised, if anything, is put behind the arguments.
+    raised, if anything, is put behind the arguments. Where several blocks raise, all raise the same.
     """
     function = ir.Function(module, _BLOCK_FUNCTION, f"{kernel.name}.block")
     function.linkage = "internal"

@@ -281,8 +281,8 @@ def cross_entropy_chunks(
 
     A row's classes are cut into chunks of `chunk`, a multiple of `BLOCK`; `statistics` (rows, chunks, 4) and `results`
     (rows, 4) are working memory in float64. The exponentials are computed twice, since storing them would move more
-    memory. `out_loss_sum` (rows,) holds the losses. It is called three times: for `phase` 0 with all chunks of all rows
-    as units, for 1 with the rows, and if there is an output of elements for 2, with the chunks again.
+    memory. `out_loss_sum` (rows,) holds the losses. It is called two or three times: for `phase` 0 with all chunks of
+    all rows as units, for 1 with the rows, and if there is an output of elements for 2, with the chunks again.
     """
     if distributed(launcher, units, unit):
         return

@@ -248,16 +248,19 @@ def _reduced(u):
 
 
 @inlined_by_type
-def _log_of_reduced(k, f, s, correction):
-    """Return log(2**k (1 + f)) + correction, a tiny one, for s = f / (2 + f): log(1 + f) is 2 atanh(s)."""
-    of = _format_of(f)
-    ln2_high, ln2_low, coefficients = of.ln2_high, of.ln2_low, of.log_coefficients
+def _log_of_reduced(k, fraction, s, correction):
+    """Return log(2**k (1 + fraction)) + correction, a tiny one, for s = fraction / (2 + fraction).
 
-    def implementation(k, f, s, correction):
+    log(1 + fraction) is 2 atanh(s).
+    """
+    f = _format_of(fraction)
+    ln2_high, ln2_low, coefficients = f.ln2_high, f.ln2_low, f.log_coefficients
+
+    def implementation(k, fraction, s, correction):
         z = s * s
-        half_square = constant(f, 0.5) * f * f
+        half_square = constant(s, 0.5) * fraction * fraction
         tail = multiply_add(s, half_square + z * polynomial(z, coefficients), multiply_add(k, ln2_low, correction))
-        return multiply_add(k, ln2_high, f - (half_square - tail))
+        return multiply_add(k, ln2_high, fraction - (half_square - tail))
 
     return implementation
 
@@ -267,8 +270,8 @@ def _log_of_normal(u, correction):
     """Return log(u) + correction for a normal finite u > 0 and a tiny correction."""
 
     def implementation(u, correction):
-        k, f = _reduced(u)
-        return _log_of_reduced(k, f, f / (f + constant(u, 2)), correction)
+        k, fraction = _reduced(u)
+        return _log_of_reduced(k, fraction, fraction / (fraction + constant(u, 2)), correction)
 
     return implementation
 
@@ -310,12 +313,14 @@ def logs_of_probability(x):
         rest = one - x
         lost = (one - rest) - x  # what the rounding of `rest` took, exactly, and nothing for x >= 1/2
         normal, shift = _scaled_up(x)
-        k, f = _reduced(normal)
-        k_rest, f_rest = _reduced(rest)
-        inverse = one / ((f + two) * (f_rest + two))
-        log_x = _log_of_reduced(k, f, f * ((f_rest + two) * inverse), zero) - shift
+        k, fraction = _reduced(normal)
+        k_rest, fraction_rest = _reduced(rest)
+        above, above_rest = fraction + two, fraction_rest + two
+        inverse = one / (above * above_rest)
+        log_x = _log_of_reduced(k, fraction, fraction * (above_rest * inverse), zero) - shift
         # 1 / (1 - x) is near enough to 1 + x where something was lost.
-        log_rest = _log_of_reduced(k_rest, f_rest, f_rest * ((f + two) * inverse), multiply_add(lost, x, lost))
+        s_rest = fraction_rest * (above * inverse)
+        log_rest = _log_of_reduced(k_rest, fraction_rest, s_rest, multiply_add(lost, x, lost))
         minus_inf = constant(x, -math.inf)
         return select(x > zero, log_x, minus_inf), select(rest > zero, log_rest, minus_inf)
 
