@@ -69,6 +69,10 @@ class _Cache(FunctionCache):
         super().__init__(function)
         self._cache_file = _Files(pathlib.Path(self.cache_path, self._impl.filename_base))
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """Return what tells one file of the function from another: not its code, for the sources are in their stamp."""
+        return sig, codegen.magic_tuple()
+
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)

@@ -8,7 +8,7 @@ from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._simd import constant, multiply_add, select
 from fastloss._kernels.elementary import decay, log1p_of_fraction, logs_of_probability
-from fastloss._kernels.pointwise import pointwise_block
+from fastloss._kernels.pointwise import kernel_of, pointwise_block
 
 LOG_FLOOR = -100.0
 """torch.nn.BCELoss clamps its logarithms here, so that its loss is finite."""
@@ -19,12 +19,15 @@ VARIANCE_FLOOR = 1e-12
 
 @inlined
 def _of_probabilities(x, target, pos_weight):
+    """-t log(x) - (1 - t) log(1 - x), nan unless both are in [0, 1]; by x, (x - t) / (x (1 - x))."""
     one, floor = constant(x, 1), constant(x, LOG_FLOOR)
     log_x, log_rest = logs_of_probability(x)
     log_x, log_rest = select(log_x < floor, floor, log_x), select(log_rest < floor, floor, log_rest)
+    rest = one - target
     variance = x * (one - x)
+    loss = select((variance >= 0.0) & (target * rest >= 0.0), -(target * log_x + rest * log_rest), np.nan)
     variance = select(variance < VARIANCE_FLOOR, constant(x, VARIANCE_FLOOR), variance)
-    return -(target * log_x + (one - target) * log_rest), (x - target) / variance
+    return loss, (x - target) / variance
 
 
 @inlined
@@ -52,41 +55,18 @@ def _of_logits(x, target, pos_weight):
 
 @inlined
 def _outside_unit(x, target, pos_weight):
+    """1 where x is not in [0, 1], nan included, else 0."""
     zero, one = constant(x, 0), constant(x, 1)
     return select((x >= zero) & (x <= one), zero, one), x
 
 
-@kernel
-def bce(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """-t log(x) - (1 - t) log(1 - x), of probabilities x; the arguments are those of `mse`."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _of_probabilities, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
-
-
-@kernel
-def bce_with_logits(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """(1 - t) x + (1 + (p - 1) t) log(1 + e**-x), of logits x; the arguments are those of `mse`."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _of_logits, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
+bce = kernel_of(_of_probabilities, "bce")
+bce_with_logits = kernel_of(_of_logits, "bce_with_logits")
 
 
 @kernel
 def count_outside_unit(launcher, blocks, block, x, units_per_block, out_count):
-    """Count the elements of a 3-D `x` that are not in [0, 1], nan among them, by blocks like those of `mse`."""
+    """Count the elements of a 3-D `x` that are not in [0, 1], nan among them, by blocks like those of `kernel_of`."""
     if distributed(launcher, blocks, block):
         return
     out_count[block] = pointwise_block(

@@ -96,106 +96,65 @@ def pointwise_block(
     return sum_lanes(total)
 
 
+def kernel_of(formula, name, factor=1.0):
+    """Return the kernel `name`: the losses of a `formula`, and its derivatives times `factor`.
+
+    It fills the `out_*` that are not None. All arrays are (outer, middle, inner), their innermost axis contiguous, or
+    broadcast for `weight` and `pos_weight`. `out_value` gets the weighted losses, `out_gradient` the weighted
+    derivatives times `scale`, `out_sum[b]` the sum of the losses of the b-th `units_per_block` units, a unit being
+    `PIECE` elements of an innermost row. One pass, no memory beside the outputs.
+    """
+
+    def of_elements(
+        launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value,
+        out_gradient, out_sum,
+    ):  # fmt: skip
+        if distributed(launcher, blocks, block):
+            return
+        out_sum[block] = pointwise_block(
+            formula, block, units_per_block, x, target, weight, pos_weight, factor * scale, streaming, out_value,
+            out_gradient,
+        )  # fmt: skip
+
+    of_elements.__name__ = of_elements.__qualname__ = name
+    return kernel(of_elements)
+
+
 @inlined
 def _squared_error(x, target, pos_weight):
-    """Return half the derivative, as all of it may overflow where it does not once it is scaled."""
+    """(x - t)**2, and half its derivative, as all of it may overflow where it does not once it is scaled."""
     difference = x - target
     return difference * difference, difference
 
 
 @inlined
 def _kullback_leibler(x, target, pos_weight):
+    """t log(t) - t x, of log-probabilities x and probabilities t."""
     t_log_t = select(target == 0.0, 0.0, target * log(target))
     return t_log_t - target * x, -target
 
 
 @inlined
 def _kullback_leibler_of_logs(x, target, pos_weight):
+    """e**t (t - x), of log-probabilities x and t."""
     probability = exp(target)
     return probability * (target - x), -probability
 
 
 @inlined
 def _sigmoid(x, target, pos_weight):
+    """1 / (1 + e**-x), as the value."""
     return sigmoid(x), x
 
 
 @inlined
 def _log_sigmoid(x, target, pos_weight):
+    """-log(1 + e**-x), as the value."""
     return -softplus(-x), x
 
 
-@kernel
-def mse(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """(x - t)**2: fills the `out_*` that are not None.
-
-    All arrays are (outer, middle, inner), their innermost axis contiguous, or broadcast for `weight` and `pos_weight`.
-    `out_value` gets the weighted losses, `out_gradient` the weighted derivatives times `scale`, `out_sum[b]` the sum of
-    the losses of the b-th `units_per_block` units, a unit being `PIECE` elements of an innermost row. Every formula
-    below has these arguments. One pass, no memory beside the outputs.
-    """
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _squared_error, block, units_per_block, x, target, weight, pos_weight, 2.0 * scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
-
-
-@kernel
-def kl_div(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """t log(t) - t x, of log-probabilities x and probabilities t."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _kullback_leibler, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
-
-
-@kernel
-def kl_div_of_logs(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """e**t (t - x), of log-probabilities x and t."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _kullback_leibler_of_logs, block, units_per_block, x, target, weight, pos_weight, scale,
-        streaming, out_value, out_gradient,
-    )  # fmt: skip
-
-
-@kernel
-def sigmoid_of(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """1 / (1 + e**-x), as the value."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _sigmoid, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
-
-
-@kernel
-def log_sigmoid_of(
-    launcher, blocks, block, x, target, weight, pos_weight, scale, streaming, units_per_block, out_value, out_gradient,
-    out_sum,
-):  # fmt: skip
-    """-log(1 + e**-x), as the value."""
-    if distributed(launcher, blocks, block):
-        return
-    out_sum[block] = pointwise_block(
-        _log_sigmoid, block, units_per_block, x, target, weight, pos_weight, scale, streaming,
-        out_value, out_gradient,
-    )  # fmt: skip
+mse = kernel_of(_squared_error, "mse", factor=2.0)
+kl_div = kernel_of(_kullback_leibler, "kl_div")
+kl_div_of_logs = kernel_of(_kullback_leibler_of_logs, "kl_div_of_logs")
+sigmoid_of = kernel_of(_sigmoid, "sigmoid_of")
+log_sigmoid_of = kernel_of(_log_sigmoid, "log_sigmoid_of")
