@@ -80,7 +80,7 @@ def reduction_option(reduction: str, allowed: Sequence[str] = ("mean", "sum", "n
 
 def smoothing_option(label_smoothing: float) -> float:
     """Return `label_smoothing` as a float of [0, 1]."""
-    if not isinstance(label_smoothing, numbers.Real):
+    if not isinstance(label_smoothing, (float, numbers.Real)):  # float first, for a look-up in the registry is slow
         raise TypeError(f"label_smoothing is {label_smoothing!r}; it must be a number")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must lie between 0 and 1")
@@ -102,7 +102,7 @@ def class_axis(input: np.ndarray) -> int:
     """Return the class axis of logits of shape (C,) or (N, C, d1, ..., dK)."""
     if input.ndim == 0:
         raise ValueError("input has no dimensions; it must have shape (C,) or (N, C, d1, ..., dK)")
-    return min(input.ndim - 1, 1)
+    return 1 if input.ndim > 1 else 0
 
 
 def axis_option(axis: Any, ndim: int) -> int:
@@ -130,7 +130,8 @@ def class_weights(weight: Any, classes: int, dtype: np.dtype[Any]) -> np.ndarray
 def class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
     """Return `target` as class indices of the rows of `input`, whose classes lie along `axis`."""
     array = index_array("target", target)
-    same_shape("target", array, input.shape[:axis] + input.shape[axis + 1 :], f"an input of shape {input.shape}")
+    if array.shape != input.shape[:axis] + input.shape[axis + 1 :]:
+        same_shape("target", array, input.shape[:axis] + input.shape[axis + 1 :], f"an input of shape {input.shape}")
     return array
 
 

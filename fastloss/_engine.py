@@ -122,11 +122,12 @@ def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | Non
     """
     if out is None:
         return np.empty_like(input, subok=False)
-    overlaps = [np.may_share_memory(out, other) for other in others if other is not None]
-    overlaps.append(np.may_share_memory(out, input) and not _same_memory(out, input))
-    if any(overlaps) or not out.flags.aligned or (not out.flags.c_contiguous and _layout.overlaps_itself(out)):
-        return np.empty_like(input, subok=False)
-    return out
+    unfit = not out.flags.aligned or (not out.flags.c_contiguous and _layout.overlaps_itself(out))
+    if out is not input and np.may_share_memory(out, input):
+        unfit = unfit or not _same_memory(out, input)
+    for other in others:
+        unfit = unfit or (other is not None and np.may_share_memory(out, other))
+    return np.empty_like(input, subok=False) if unfit else out
 
 
 def _delivered(buffer: np.ndarray, out: np.ndarray | None) -> np.ndarray:
@@ -137,8 +138,11 @@ def _delivered(buffer: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return out
 
 
-def _streamed(*outputs: np.ndarray | None) -> bool:
-    return any(output is not None and output.nbytes >= STREAMED_BYTES for output in outputs)
+@functools.lru_cache(256)
+def _blocks(units: int, elements_per_unit: int) -> tuple[int, int]:
+    """Return (units of work of a block, number of blocks)."""
+    length = _threads.block_length(units, elements_per_unit)
+    return length, _threads.block_count(units, length)
 
 
 def _first_where(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, ...] | None:
@@ -163,8 +167,7 @@ def valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np
     """Return the sum of the weights of the targets; raise the IndexError of the first one that is out of range."""
     k = _lazy()
     view = _layout.writable(target.reshape(1, -1))
-    length = _threads.block_length(target.size, 1)
-    blocks = _threads.block_count(target.size, length)
+    length, blocks = _blocks(target.size, 1)
     sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
     _threads.run(
         k.targets.survey_targets, target.size, blocks, view, classes, ignore_index, weight, length, sums, invalid
@@ -226,7 +229,7 @@ def _plan(
     side_by_side = all(of_array[axis] == itemsize for of_array in strides)
     if layout is None or (shape[axis] > TILE_CLASSES and not side_by_side):
         return None
-    outer, inner, classes = layout.shape
+    outer, classes, inner = layout.shape
     row_bytes = classes * max(itemsize, 4)
     rows, lanes = outer * inner, _lazy().softmax.LANES
     length = _threads.block_length(rows, classes)
@@ -268,9 +271,9 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     layout = plan.layout
     x, probabilities, gradient, log_softmax = [None if array is None else layout.view(array) for array in shaped]
     target = None if work.target is None else layout.batch(work.target)
-    loss = np.empty(layout.shape[:2], _checks.accumulator(input.dtype)) if work.per_row else None
+    loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if work.per_row else None
     sums = np.empty(plan.blocks)
-    streamed = _streamed(work.gradient, work.log_softmax)
+    streamed = input.nbytes >= STREAMED_BYTES
     of_target = target, work.class_weight, work.ignore_index, work.scale
     arguments: tuple[Any, ...]
     if plan.kernel == "nll":
@@ -305,7 +308,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     else:
         blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
         _threads.run(kernel, input.size, blocks, x, *arguments)
-    return sums, None if loss is None else layout.unbatch(loss, input)
+    return sums, None if loss is None else layout.unbatch(loss, input.shape[:axis] + input.shape[axis + 1 :])
 
 
 def _run_copied_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
@@ -408,20 +411,27 @@ def element_loss(
     return_grad: bool,
     out: np.ndarray | None,
     upstream: float = 1.0,
+    out_is_new: bool = False,
 ) -> tuple[Any, np.ndarray | None]:
     """Return (loss, gradient times `upstream` or None) of the kernel `name`.
 
     All arrays are of the input's shape and dtype. The loss is a float, or with the reduction "none" an array of that
-    dtype.
+    dtype. Probabilities outside [0, 1] raise a ValueError; nothing has been written to `out` then, unless `out_is_new`.
     """
     batch = input.shape[0] if input.ndim else 1
     divisor = _reduction.denominator(reduction, mean_over, batch)
     gradient = _buffer(out, input, target, weight, pos_weight) if return_grad else None
     losses = np.empty_like(input, subok=False) if reduction == "none" else None
     scale = _reduction.ratio(upstream, divisor)
+    check_first = gradient is not None and gradient is out and not out_is_new
+    if name == "binary_cross_entropy" and check_first:
+        _check_probabilities(input, target)
     sums = _run_elements(name, input, (target, weight, pos_weight), scale, losses, gradient)
+    loss = _reduction.reduced(sums, divisor)
+    if name == "binary_cross_entropy" and not check_first and math.isnan(loss):
+        _check_probabilities(input, target)
     grad = None if gradient is None else _delivered(gradient, out)
-    return _reduction.reduced(sums, divisor) if losses is None else losses, grad
+    return loss if losses is None else losses, grad
 
 
 def element_function(name: str, input: np.ndarray, out: np.ndarray | None) -> Any:
@@ -445,16 +455,16 @@ def _run_elements(
     k = _lazy()
     dense_gradient, dense_value = _dense(gradient, input), _dense(value, input)
     views = _layout.elements(input, operands, (dense_value, dense_gradient))
-    streamed = _streamed(dense_value, dense_gradient)
+    streamed = input.nbytes >= STREAMED_BYTES
     sums = []
     for x, others, outputs in _layout.with_joined_rows(*views, k.pointwise.PIECE):
-        length, count = _unit_blocks(x)
+        length, count = _unit_blocks(x.shape)
         sums.append(np.empty(count))
         _threads.run(k.of_elements[name], x.size, count, x, *others, scale, streamed, length, *outputs, sums[-1])
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
         if dense is not None:
             _delivered(dense, output)
-    return np.concatenate(sums)
+    return sums[0] if len(sums) == 1 else np.concatenate(sums)
 
 
 def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:
@@ -464,25 +474,25 @@ def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:
     return np.empty_like(input, subok=False)
 
 
-def _unit_blocks(x: np.ndarray) -> tuple[int, int]:
+def _unit_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (units of work of a block, number of blocks) of an (outer, middle, inner) array."""
-    k = _lazy()
-    units = x.shape[0] * x.shape[1] * -(-x.shape[2] // k.pointwise.PIECE)
-    length = _threads.block_length(units, min(x.shape[2], k.pointwise.PIECE))
-    return length, _threads.block_count(units, length)
+    outer, middle, inner = shape
+    piece = _lazy().pointwise.PIECE
+    return _blocks(outer * middle * -(-inner // piece), min(inner, piece))
 
 
-def check_unit_interval(name: str, array: np.ndarray) -> None:
-    """Raise the ValueError of the first element of `array` that is not in [0, 1]."""
-    if array.size == 0:
-        return
+def _check_probabilities(input: np.ndarray, target: np.ndarray) -> None:
+    """Raise the ValueError of the first element that is not in [0, 1]."""
     k = _lazy()
-    x, _, _ = _layout.elements(array, (), ())
-    length, count = _unit_blocks(x)
-    outside = np.empty(count)
-    _threads.run(k.bce.count_outside_unit, array.size, count, x, length, outside)
-    if outside.any():
-        position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
-        if position is None:
-            raise ValueError(f"{name} has been changed during the call; an element was not between 0 and 1")
-        raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")
+    for name, array in (("input", input), ("target", target)):
+        if array.size == 0:
+            continue
+        x, _, _ = _layout.elements(array, (), ())
+        length, count = _unit_blocks(x.shape)
+        outside = np.empty(count)
+        _threads.run(k.bce.count_outside_unit, array.size, count, x, length, outside)
+        if outside.any():
+            position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
+            if position is None:
+                raise ValueError(f"{name} has been changed during the call; an element was not between 0 and 1")
+            raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")

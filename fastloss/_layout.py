@@ -7,6 +7,8 @@ slices and reversed axes all come down to three strides.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -74,27 +76,27 @@ class Rows(NamedTuple):
     """How the axes of (N, C, d1, ..., dK), in any order, become (outer, C, inner)."""
 
     axes: tuple[int, ...]
-    """As outer, inner and the classes count them."""
+    """As outer, the classes and inner count them."""
     shape: tuple[int, int, int]
-    """(outer, inner, C)."""
+    """(outer, C, inner)."""
+    batch_axes: tuple[int, ...]
+    """As outer and inner count those of an array without the class axis."""
     row_axis: int | None
     """The axis along which the rows of inner follow one another, None where there is but one."""
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """Return the (outer, C, inner) view of an array shaped like the input."""
-        return stored(array).transpose(self.axes).reshape(self.shape).transpose(0, 2, 1)
+        return stored(array).transpose(self.axes).reshape(self.shape)
 
     def batch(self, array: np.ndarray) -> np.ndarray:
         """Return an array shaped like the input without its class axis as (outer, inner), copied where it must be."""
-        return writable(array.transpose(self._batch_axes()).reshape(self.shape[:2]))
+        outer, _, inner = self.shape
+        return writable(array.transpose(self.batch_axes).reshape(outer, inner))
 
-    def unbatch(self, array: np.ndarray, input: np.ndarray) -> np.ndarray:
-        """Return the (outer, inner) array in the shape of the input without its class axis."""
-        array = array.reshape([input.shape[axis] for axis in self.axes[:-1]])
-        return array.transpose(np.argsort(self._batch_axes()))
-
-    def _batch_axes(self) -> list[int]:
-        return [axis - (axis > self.axes[-1]) for axis in self.axes[:-1]]
+    def unbatch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return the (outer, inner) array in the `shape` of the input without its class axis."""
+        array = array.reshape([shape[axis] for axis in self.batch_axes])
+        return array.transpose(np.argsort(self.batch_axes))
 
 
 def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: int) -> Rows | None:
@@ -104,8 +106,14 @@ def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: i
     if len(groups) > 2:
         return None
     outer, inner = ([[], [], *groups])[-2:]
-    lengths = math.prod(shape[axis] for axis in outer), math.prod(shape[axis] for axis in inner), shape[class_axis]
-    return Rows((*axes, class_axis), lengths, inner[-1] if inner else None)
+    lengths = math.prod(shape[axis] for axis in outer), shape[class_axis], math.prod(shape[axis] for axis in inner)
+    ones = [axis for axis in axes if axis not in outer and axis not in inner]
+    return Rows(
+        axes=(*ones, *outer, class_axis, *inner),
+        shape=lengths,
+        batch_axes=tuple(axis - (axis > class_axis) for axis in (*ones, *outer, *inner)),
+        row_axis=inner[-1] if inner else None,
+    )
 
 
 def materialised(array: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -127,13 +135,61 @@ def overlaps_itself(array: np.ndarray) -> bool:
     return False
 
 
+_Memory = tuple[tuple[int, ...], int]
+"""The strides and the itemsize of an array."""
+
+
+def _memory_of(array: np.ndarray | None) -> _Memory | None:
+    return None if array is None else (array.strides, array.itemsize)
+
+
+@functools.lru_cache(256)
+def _walked_axes(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (all axes of an input from the outermost to the innermost, the innermost that is longer than 1)."""
+    axes = _by_stride(strides, range(len(shape)))
+    return tuple(axes), tuple(axis for axis in axes if shape[axis] != 1)[-1:]
+
+
 def is_walkable_like(output: np.ndarray, input: np.ndarray) -> bool:
     """Return whether `elements` can view `output`, contiguous where `input` is, as at most three axes."""
-    axes = _by_stride(input.strides, range(input.ndim))
-    inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
-    return len(_groups(output.shape, [output.strides], axes)) <= 3 and all(
-        output.strides[axis] == output.itemsize for axis in inner
-    )
+    return _is_walkable(output.shape, output.strides, output.itemsize, input.strides)
+
+
+@functools.lru_cache(256)
+def _is_walkable(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, strides_of_input: tuple[int, ...]
+) -> bool:
+    axes, inner = _walked_axes(shape, strides_of_input)
+    return len(_groups(shape, [strides], axes)) <= 3 and all(strides[axis] == itemsize for axis in inner)
+
+
+class _Walk(NamedTuple):
+    """How arrays of one shape become (outer, middle, inner), once some of them have been copied."""
+
+    copied: tuple[bool, ...]
+    """Of the input and the operands, empty where none is."""
+    axes: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    def view(self, array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else stored(array).transpose(self.axes).reshape(self.shape)
+
+
+@functools.lru_cache(256)
+def _walk(
+    shape: tuple[int, ...], input: _Memory, operands: tuple[_Memory | None, ...], outputs: tuple[_Memory | None, ...]
+) -> _Walk:
+    axes, inner = _walked_axes(shape, input[0])
+    copied = [any(input[0][axis] != input[1] for axis in inner)]
+    copied += [of is not None and any(of[0][axis] not in (of[1], 0) for axis in inner) for of in operands]
+    if any(copied):
+        return _Walk(tuple(copied))
+    groups = _groups(shape, [of[0] for of in (input, *operands, *outputs) if of is not None], axes)
+    if len(groups) > 3:
+        return _Walk((True,) * len(copied))
+    three = ([[], [], [], *groups])[-3:]
+    ones = [axis for axis in axes if shape[axis] == 1]
+    return _Walk((), (*ones, *itertools.chain(*three)), tuple(math.prod(shape[axis] for axis in of) for of in three))
 
 
 def elements(
@@ -144,32 +200,20 @@ def elements(
     Operands may be broadcast along it. An input or operand that cannot be walked with the others is copied. The outputs
     are such that `is_walkable_like` holds.
     """
-    axes = _by_stride(input.strides, range(input.ndim))
-    inner = [axis for axis in axes if input.shape[axis] != 1][-1:]
-
-    def walkable(array: np.ndarray, strides: Sequence[int]) -> bool:
-        return not inner or array.strides[inner[0]] in strides
-
-    def groups_of(*arrays: np.ndarray | None) -> list[list[int]]:
-        return _groups(input.shape, [array.strides for array in arrays if array is not None], axes)
-
-    if not walkable(input, [input.itemsize]):
-        input = materialised(input, input)
-    operands = [
-        array if array is None or walkable(array, [array.itemsize, 0]) else materialised(array, input)
-        for array in operands
-    ]
-    groups = groups_of(input, *operands, *outputs)
-    if len(groups) > 3:
-        input = materialised(input, input)
-        operands = [None if array is None else materialised(array, input) for array in operands]
-        groups = groups_of(input, *operands, *outputs)
-    three = ([[], [], [], *groups])[-3:]
-
-    def views(arrays: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-        return [None if array is None else _as_three_axes(array, three) for array in arrays]
-
-    return _as_three_axes(input, three), views(operands), views(outputs)
+    walk = _walk(
+        input.shape, (input.strides, input.itemsize), tuple(map(_memory_of, operands)), tuple(map(_memory_of, outputs))
+    )
+    if walk.copied:
+        copied, *of_operands = walk.copied
+        source = materialised(input, input) if copied else input
+        sources = [
+            materialised(array, source) if copied and array is not None else array
+            for copied, array in zip(of_operands, operands, strict=True)
+        ]
+        return elements(source, sources, outputs)
+    x = walk.view(input)
+    assert x is not None
+    return x, [walk.view(array) for array in operands], [walk.view(array) for array in outputs]
 
 
 def with_joined_rows(
@@ -181,6 +225,8 @@ def with_joined_rows(
     few classes, are repeated: they would cut the walk into rows as short as they are.
     """
     outer, rows, inner = input.shape
+    if rows < JOINED_FROM or outer > 1:
+        return [(input, list(operands), list(outputs))]
     count = min(elements // max(inner, 1), rows)
     if count > ALIGNED_ROWS:
         count -= count % ALIGNED_ROWS
@@ -192,7 +238,7 @@ def with_joined_rows(
     of_rows = [array for array, repeats in zip(operands, repeated, strict=True) if not repeats]
     if inner < SHORT_ROW:  # those that are broadcast within a row will be copied
         of_rows = [array for array in of_rows if array is not None and array.strides[2] != 0]
-    if rows < JOINED_FROM or count < 2 or outer > 1 or not all(map(is_dense, (input, *of_rows, *outputs))):
+    if count < 2 or not all(map(is_dense, (input, *of_rows, *outputs))):
         return [(input, list(operands), list(outputs))]
 
     def source_of(array: np.ndarray | None, repeats: bool) -> np.ndarray | None:
@@ -216,9 +262,3 @@ def _joined(array: np.ndarray | None, start: int, joined: int, width: int) -> np
         return None
     of_rows, row_bytes = (array, 0) if array.ndim == 1 else (array[:, start:], width * array.itemsize)
     return as_strided(of_rows, (1, joined, width), (0, row_bytes, array.itemsize))
-
-
-def _as_three_axes(array: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    shape = [math.prod(array.shape[axis] for axis in group) for group in groups]
-    strides = [array.strides[group[-1]] if group else array.itemsize for group in groups]
-    return as_strided(stored(array), shape, strides)

@@ -253,8 +253,8 @@ def binary_cross_entropy(
 
     Notes
     -----
-    Input and target are read once to check their range and once for loss and gradient, and no memory is needed beside
-    the outputs. `binary_cross_entropy_with_logits` is faster and more accurate.
+    One pass over input and target, with no memory beside the outputs; `out` takes another one ahead, to check their
+    range before anything is written to it. `binary_cross_entropy_with_logits` is faster and more accurate.
 
     References
     ----------
@@ -272,8 +272,6 @@ def binary_cross_entropy(
     targets = _checks.element_target(target, probabilities)
     weights = _checks.broadcast_weights("weight", weight, probabilities)
     gradient = _checks.gradient_output(out, return_grad, probabilities)
-    _engine.check_unit_interval("input", probabilities)
-    _engine.check_unit_interval("target", targets)
     loss, grad = _engine.element_loss(
         "binary_cross_entropy", probabilities, targets, weights, None, reduction, probabilities.size, return_grad,
         gradient,

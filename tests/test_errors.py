@@ -191,14 +191,27 @@ def test_unsigned_class_index_is_never_negative(function: Any) -> None:
         assert_raises(IndexError, [f"target[3] is {bad}, but there are 10 classes"], function, LOGITS, target)
 
 
-@pytest.mark.parametrize("bad", [-0.001, 1.001, np.nan, np.inf, -np.inf])
-def test_probability_out_of_range(bad: float) -> None:
-    wrong = np.full((4, 10), 0.5)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bad", [-0.001, "below 0", "above 1", 1.001, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"return_grad": True}, {"reduction": "none"}, {"weight": 0.0}])
+def test_probability_out_of_range(bad: Any, dtype: Any, options: dict[str, Any]) -> None:
+    """Whether the range is checked before the kernel runs, as for `out`, or where it is nan that comes out."""
+    bad = {"below 0": np.nextafter(dtype(0), dtype(-1)), "above 1": np.nextafter(dtype(1), dtype(2))}.get(bad, bad)
+    wrong = np.full((4, 10), 0.5, dtype)
     wrong[2, 3] = bad
-    fragments = [f"[2, 3] is {bad}", "must lie between 0 and 1"]
-    assert_raises(ValueError, ["input", *fragments], fl.binary_cross_entropy, wrong, np.ones((4, 10)))
-    assert_raises(ValueError, ["target", *fragments], fl.binary_cross_entropy, np.ones((4, 10)), wrong)
+    right = np.linspace(0, 1, 40, dtype=dtype).reshape(4, 10)
+    fragments = [f"[2, 3] is {wrong[2, 3]}", "must lie between 0 and 1"]
+    for more in [options, options | {"return_grad": True, "out": np.empty_like(wrong)}]:
+        assert_raises(ValueError, ["input", *fragments], fl.binary_cross_entropy, wrong, right, **more)
+        assert_raises(ValueError, ["target", *fragments], fl.binary_cross_entropy, right, wrong, **more)
     assert_raises(ValueError, ["input is 2.0"], fl.binary_cross_entropy, 2.0, 1.0)
+
+
+def test_a_loss_of_nan_whose_probabilities_are_in_range_is_no_error() -> None:
+    weight = np.array([1, np.nan, np.inf])
+    loss, grad = fl.binary_cross_entropy([0.0, 0.5, 1.0], [0.0, 1.0, 1.0], weight, return_grad=True)
+    assert np.isnan(loss)
+    np.testing.assert_array_equal(np.isnan(grad), [False, True, True])
 
 
 def assert_untouched(error: type[Exception], function: Any, input: np.ndarray, target: np.ndarray, **k: Any) -> None:

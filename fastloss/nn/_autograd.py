@@ -134,11 +134,8 @@ def element_loss(
     out = _buffer(input, _preserves(name, reduction)) if with_grad else None
     mean_over = _reduction.sum_of_weights(weights, x.size) if name == "mse_loss" else float(x.size)
     with _threads.at_most(torch.get_num_threads()):
-        if name == "binary_cross_entropy":
-            _engine.check_unit_interval("input", x)
-            _engine.check_unit_interval("target", t)
         loss, _ = _engine.element_loss(
-            name, x, t, weights, pos_weights, reduction, mean_over, with_grad, out, upstream
+            name, x, t, weights, pos_weights, reduction, mean_over, with_grad, out, upstream, out_is_new=True
         )  # fmt: skip
     value = _loss_tensor(loss, dtype)
     if reduction == "none" and not input.is_contiguous():
