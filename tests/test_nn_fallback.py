@@ -99,6 +99,8 @@ def test_other_targets_and_weights_go_to_torch(kernels: list[str]) -> None:
     input, target = problem()
     F.cross_entropy(input, torch.rand(6, 5, requires_grad=True))
     F.cross_entropy(input, torch.rand(6, 5), torch.rand(5, requires_grad=True))
+    both = torch.rand(6, 5, requires_grad=True)
+    F.binary_cross_entropy_with_logits(both, both)
     F.binary_cross_entropy_with_logits(input, torch.rand(6, 5, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="expected scalar type"):
         F.cross_entropy(input, target, torch.rand(5, dtype=torch.float64))

@@ -32,9 +32,9 @@ OWN = SimpleNamespace(**{name: getattr(torch.nn.functional, name) for name in NA
 
 def _array(tensor: Tensor) -> np.ndarray:
     """Return the memory of `tensor` as an array, of its bits if it is of bfloat16, which NumPy does not know."""
-    if tensor.dtype is torch.bfloat16:
-        return tensor.detach().view(torch.int16).numpy().view(np.uint16)
-    return tensor.detach().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype is torch.bfloat16 else tensor.numpy()
 
 
 _STORED: dict[torch.dtype, np.dtype[Any]] = {

@@ -5,6 +5,7 @@ Signatures, values, gradients and errors are torch's; its documentation applies.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,9 @@ _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 _MIN_SIZE = os.environ.encodekey("FASTLOSS_MIN_SIZE")
 
+_ENVIRONMENT = os.environ._data  # type: ignore[attr-defined]  # private; found in Python 3.11 to 3.13
+"""What os.environ holds; its own `get` decodes and raises inside, which would take half of what a small call costs."""
+
 _REDUCTIONS = frozenset(("mean", "sum", "none"))
 
 CROSSOVERS = {
@@ -56,6 +60,9 @@ CROSSOVERS = {
 They are those of the input, but the targets' of `nll_loss` without a gradient, which reads no others. Measured by
 `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX-512, rounded up to a power of two.
 """
+
+_LEAST = min(itertools.chain(*CROSSOVERS.values()))
+"""With fewer elements all is told."""
 
 
 def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
@@ -83,18 +90,26 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     """
     if input.dtype not in _DTYPES or (others and others[0] is None):
         return False
-    tensors = [input, *(other for other in others if other is not None)]
-    for tensor in tensors:
-        if not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_nested):
+    compiling = torch.compiler.is_compiling()
+    for tensor in (input, *others):
+        if tensor is not None and not (
+            type(tensor) in _PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and not tensor.is_nested
+            and (compiling or not tensor.is_neg())
+        ):
             return False
-    if any(tensor.requires_grad for tensor in tensors[1:]) or not input.numel():
+    for tensor in others:
+        if tensor is not None and tensor.requires_grad:
+            return False
+    if not input.numel():
         return False
-    if torch.compiler.is_compiling():
+    if compiling:
         is_loss = name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
         return is_loss and input.dtype is not torch.float16 and not torch.compiler.is_exporting()
     return not (
-        any(tensor.is_neg() for tensor in tensors)
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
@@ -106,9 +121,10 @@ def _is_small(name: str, input: Tensor, target: Tensor | None = None) -> bool:
     """Return whether `input` has too few elements for the kernels, or is no plain tensor at all."""
     if type(input) not in _PLAIN:
         return True
-    # os.environ.get decodes and raises inside: it would take half of what all this adds to a small call.
-    setting = os.environ._data.get(_MIN_SIZE)  # type: ignore[attr-defined]  # private; found in Python 3.11 to 3.13
+    setting = _ENVIRONMENT.get(_MIN_SIZE)
     if setting is None:
+        if input.numel() < _LEAST:
+            return True
         if input.requires_grad and torch.is_grad_enabled():
             return input.numel() < CROSSOVERS[name][0]
         read = target if name == "nll_loss" and isinstance(target, Tensor) else input
