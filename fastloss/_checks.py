@@ -36,9 +36,13 @@ def at(position: Sequence[Any]) -> str:
     return f"[{', '.join(str(int(index)) for index in position)}]" if len(position) else ""
 
 
-def _plain_array(name: str, value: Any) -> np.ndarray:
+def _not_masked(name: str, value: Any) -> None:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; it must be a plain one, such as its filled() is")
+
+
+def _plain_array(name: str, value: Any) -> np.ndarray:
+    _not_masked(name, value)
     return np.asarray(value)
 
 
@@ -172,6 +176,7 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray
         return None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is of type {type(out).__name__}; it must be a NumPy array")
+    _not_masked("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out has dtype {out.dtype}; it must have that of the result, {dtype}")
     same_shape("out", out, shape, "the result")

@@ -64,8 +64,8 @@ LOOKED_AT_ONCE = 1 << 16
 """Elements among which the first one out of range is looked for at once."""
 
 STREAMED_BYTES = 1 << 23
-"""Outputs from this size on bypass the caches, which they would only flush; not those of the kernels of few classes,
-which keep a core as busy as memory."""
+"""From inputs of this size on the outputs, which are as large, bypass the caches, which they would only flush; not
+those of the kernels of few classes, which keep a core as busy as memory."""
 
 
 def _load() -> SimpleNamespace:
@@ -149,7 +149,8 @@ def _first_where(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -
     """Return the position of the first element that is `wrong`, None where none is any more: others may write to it."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, LOOKED_AT_ONCE):
-        found = wrong(flat[start : start + LOOKED_AT_ONCE])
+        with np.errstate(invalid="ignore"):  # ml_dtypes warns where it compares with nan
+            found = wrong(flat[start : start + LOOKED_AT_ONCE])
         if found.any():
             return np.unravel_index(start + int(found.argmax()), array.shape)
     return None
@@ -308,7 +309,7 @@ def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray,
     else:
         blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
         _threads.run(kernel, input.size, blocks, x, *arguments)
-    return sums, None if loss is None else layout.unbatch(loss, input.shape[:axis] + input.shape[axis + 1 :])
+    return sums, None if loss is None else layout.unbatch(loss)
 
 
 def _run_copied_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:

@@ -44,7 +44,12 @@ def writable(array: np.ndarray) -> np.ndarray:
 
 
 def stored(array: np.ndarray) -> np.ndarray:
-    """Return an array of floats as the kernels take it: half types as the integers that stand for them there."""
+    """Return an array of floats as the kernels take it: half types as the integers that stand for them there.
+
+    Of a subclass it is the plain array: a np.matrix would keep its two axes whatever the view.
+    """
+    if type(array) is not np.ndarray:
+        array = array.view(np.ndarray)
     if array.dtype.itemsize == 2:
         array = array.view(np.int16 if array.dtype == np.float16 else np.uint16)
     return writable(array)
@@ -80,7 +85,11 @@ class Rows(NamedTuple):
     shape: tuple[int, int, int]
     """(outer, C, inner)."""
     batch_axes: tuple[int, ...]
-    """As outer and inner count those of an array without the class axis."""
+    """As outer and inner count those of an array without the class axis,"""
+    batch_shape: tuple[int, ...]
+    """their lengths,"""
+    batch_order: tuple[int, ...]
+    """and where among them each axis of such an array is."""
     row_axis: int | None
     """The axis along which the rows of inner follow one another, None where there is but one."""
 
@@ -93,10 +102,9 @@ class Rows(NamedTuple):
         outer, _, inner = self.shape
         return writable(array.transpose(self.batch_axes).reshape(outer, inner))
 
-    def unbatch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Return the (outer, inner) array in the `shape` of the input without its class axis."""
-        array = array.reshape([shape[axis] for axis in self.batch_axes])
-        return array.transpose(np.argsort(self.batch_axes))
+    def unbatch(self, array: np.ndarray) -> np.ndarray:
+        """Return the (outer, inner) array in the shape of the input without its class axis."""
+        return array.reshape(self.batch_shape).transpose(self.batch_order)
 
 
 def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: int) -> Rows | None:
@@ -108,10 +116,14 @@ def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: i
     outer, inner = ([[], [], *groups])[-2:]
     lengths = math.prod(shape[axis] for axis in outer), shape[class_axis], math.prod(shape[axis] for axis in inner)
     ones = [axis for axis in axes if axis not in outer and axis not in inner]
+    others = (*ones, *outer, *inner)
+    batch_axes = tuple(axis - (axis > class_axis) for axis in others)
     return Rows(
         axes=(*ones, *outer, class_axis, *inner),
         shape=lengths,
-        batch_axes=tuple(axis - (axis > class_axis) for axis in (*ones, *outer, *inner)),
+        batch_axes=batch_axes,
+        batch_shape=tuple(shape[axis] for axis in others),
+        batch_order=tuple(sorted(range(len(others)), key=batch_axes.__getitem__)),
         row_axis=inner[-1] if inner else None,
     )
 
@@ -135,11 +147,11 @@ def overlaps_itself(array: np.ndarray) -> bool:
     return False
 
 
-_Memory = tuple[tuple[int, ...], int]
+_Steps = tuple[tuple[int, ...], int]
 """The strides and the itemsize of an array."""
 
 
-def _memory_of(array: np.ndarray | None) -> _Memory | None:
+def _steps_of(array: np.ndarray | None) -> _Steps | None:
     return None if array is None else (array.strides, array.itemsize)
 
 
@@ -164,10 +176,10 @@ def _is_walkable(
 
 
 class _Walk(NamedTuple):
-    """How arrays of one shape become (outer, middle, inner), once some of them have been copied."""
+    """How arrays of one shape become (outer, middle, inner), or which of them must be copied first."""
 
-    copied: tuple[bool, ...]
-    """Of the input and the operands, empty where none is."""
+    to_copy: tuple[bool, ...]
+    """Of the input and the operands; empty where none must, and only then is there what follows."""
     axes: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
 
@@ -177,16 +189,20 @@ class _Walk(NamedTuple):
 
 @functools.lru_cache(256)
 def _walk(
-    shape: tuple[int, ...], input: _Memory, operands: tuple[_Memory | None, ...], outputs: tuple[_Memory | None, ...]
+    shape: tuple[int, ...], input: _Steps, operands: tuple[_Steps | None, ...], outputs: tuple[_Steps | None, ...]
 ) -> _Walk:
+    """Return the walk of an input, operands and outputs with such steps.
+
+    Their axes follow one another as the input's do, by stride; those that are one axis in the memory of all are merged.
+    """
     axes, inner = _walked_axes(shape, input[0])
-    copied = [any(input[0][axis] != input[1] for axis in inner)]
-    copied += [of is not None and any(of[0][axis] not in (of[1], 0) for axis in inner) for of in operands]
-    if any(copied):
-        return _Walk(tuple(copied))
+    to_copy = [any(input[0][axis] != input[1] for axis in inner)]
+    to_copy += [of is not None and any(of[0][axis] not in (of[1], 0) for axis in inner) for of in operands]
+    if any(to_copy):
+        return _Walk(tuple(to_copy))
     groups = _groups(shape, [of[0] for of in (input, *operands, *outputs) if of is not None], axes)
     if len(groups) > 3:
-        return _Walk((True,) * len(copied))
+        return _Walk((True,) * len(to_copy))
     three = ([[], [], [], *groups])[-3:]
     ones = [axis for axis in axes if shape[axis] == 1]
     return _Walk((), (*ones, *itertools.chain(*three)), tuple(math.prod(shape[axis] for axis in of) for of in three))
@@ -201,16 +217,15 @@ def elements(
     are such that `is_walkable_like` holds.
     """
     walk = _walk(
-        input.shape, (input.strides, input.itemsize), tuple(map(_memory_of, operands)), tuple(map(_memory_of, outputs))
+        input.shape, (input.strides, input.itemsize), tuple(map(_steps_of, operands)), tuple(map(_steps_of, outputs))
     )
-    if walk.copied:
-        copied, *of_operands = walk.copied
-        source = materialised(input, input) if copied else input
+    if walk.to_copy:
+        source = materialised(input, input) if walk.to_copy[0] else input
         sources = [
-            materialised(array, source) if copied and array is not None else array
-            for copied, array in zip(of_operands, operands, strict=True)
+            materialised(array, source) if to_copy and array is not None else array
+            for to_copy, array in zip(walk.to_copy[1:], operands, strict=True)
         ]
-        return elements(source, sources, outputs)
+        return elements(source, sources, outputs)  # once or twice: copies of all, and outputs like these, can be walked
     x = walk.view(input)
     assert x is not None
     return x, [walk.view(array) for array in operands], [walk.view(array) for array in outputs]

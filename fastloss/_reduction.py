@@ -46,5 +46,5 @@ def sum_of_weights(weights: np.ndarray | None, elements: int) -> float:
     """Return the sum of the weights, 1 for each of the `elements` without them."""
     if weights is None:
         return float(elements)
-    once = weights[tuple(slice(None) if stride else 0 for stride in weights.strides)]  # without what is broadcast
+    once = weights[tuple(slice(None) if stride else slice(1) for stride in weights.strides)]  # not what is broadcast
     return float(np.sum(once, dtype=np.float64)) * (elements / once.size if once.size else 0.0)

@@ -16,8 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.core.registry import cpu_target
 
 import fastloss
+from fastloss import _engine
 from fastloss._kernels import _cache, _jit
 
 ROOT = pathlib.Path(fastloss.__file__).parent.parent
@@ -258,3 +260,9 @@ def test_interrupted_calls(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_kernels_that_one_function_makes_have_files_of_their_own() -> None:
+    codegen = cpu_target.target_context.codegen()
+    kernels = _engine._lazy().of_elements.values()
+    assert len({repr((k._cache._impl.filename_base, k._cache._index_key((), codegen))) for k in kernels}) == 7

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -277,6 +278,35 @@ def test_out_that_overlaps_an_operand_is_no_error() -> None:
 def test_masked_arrays_are_refused() -> None:
     with pytest.raises(TypeError, match="input is a masked array"):
         fl.softmax(np.ma.masked_invalid([1.0, np.nan]))
+    with pytest.raises(TypeError, match="out is a masked array"):
+        fl.softmax([1.0, 2.0], out=np.ma.zeros(2))
+
+
+@pytest.mark.parametrize("function", [fl.cross_entropy, fl.nll_loss, *ELEMENT_LOSSES, *SOFTMAXES[:2], *FUNCTIONS[-2:]])
+@pytest.mark.parametrize("subclass", [np.matrix, np.recarray, np.memmap])
+@pytest.mark.parametrize("columns", [7, 300])
+def test_out_of_a_subclass_gets_what_a_plain_array_does(function: Any, subclass: Any, columns: int) -> None:
+    """A np.matrix would have two axes whatever its view."""
+    input = np.random.default_rng(0).uniform(0, 1, (50, columns)).astype(np.float32)
+    target = () if function in FUNCTIONS else (np.zeros(50, int) if function in CLASS_LOSSES else input[::-1].copy(),)
+    options = {} if function in FUNCTIONS else {"return_grad": True}
+    expected, out = (np.full_like(input, 9) for _ in range(2))
+    function(input, *target, **options, out=expected)
+    result = function(input, *target, **options, out=out.view(subclass))
+    assert type(result if function in FUNCTIONS else result[1]) is subclass
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_weights_of_nothing_are_no_error() -> None:
+    for weight in (2.0, [[1.0]], np.ones((3, 0))):
+        loss, grad = fl.mse_loss(np.zeros((3, 0)), np.zeros((3, 0)), weight, return_grad=True)
+        assert np.isnan(loss)
+        assert grad.shape == (3, 0)
+
+
+def test_nan_in_bfloat16_is_an_error_without_a_warning() -> None:
+    with pytest.raises(ValueError, match=r"input\[1\] is nan"):
+        fl.binary_cross_entropy(np.array([0.5, np.nan], ml_dtypes.bfloat16), np.zeros(2, ml_dtypes.bfloat16))
 
 
 def test_out_that_overlaps_itself_gets_what_any_other_does() -> None:

@@ -70,8 +70,13 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(pathlib.Path(self.cache_path, self._impl.filename_base))
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        """Return what tells one file of the function from another: not its code, for the sources are in their stamp."""
-        return sig, codegen.magic_tuple()
+        """Return what tells one file of the function from another: types, the CPU, and what it closes over, by name.
+
+        Its code does not: the sources are in the stamp of a file.
+        """
+        contents = [cell.cell_contents for cell in self._py_func.__closure__ or ()]
+        names = [f"{one.__module__}.{one.__qualname__}" if callable(one) else repr(one) for one in contents]
+        return sig, codegen.magic_tuple(), names
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:

@@ -19,7 +19,10 @@ VARIANCE_FLOOR = 1e-12
 
 @inlined
 def _of_probabilities(x, target, pos_weight):
-    """-t log(x) - (1 - t) log(1 - x), nan unless both are in [0, 1]; by x, (x - t) / (x (1 - x))."""
+    """-t log(x) - (1 - t) log(1 - x), nan unless both are in [0, 1]; by x, (x - t) / (x (1 - x)). Torch's floors.
+
+    x (1 - x) is negative where x is out of range, and does not underflow there: one of its factors is at least 1/2.
+    """
     one, floor = constant(x, 1), constant(x, LOG_FLOOR)
     log_x, log_rest = logs_of_probability(x)
     log_x, log_rest = select(log_x < floor, floor, log_x), select(log_rest < floor, floor, log_rest)
@@ -60,8 +63,8 @@ def _outside_unit(x, target, pos_weight):
     return select((x >= zero) & (x <= one), zero, one), x
 
 
-bce = kernel_of(_of_probabilities, "bce")
-bce_with_logits = kernel_of(_of_logits, "bce_with_logits")
+bce = kernel_of(_of_probabilities)
+bce_with_logits = kernel_of(_of_logits)
 
 
 @kernel

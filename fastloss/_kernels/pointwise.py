@@ -96,8 +96,8 @@ def pointwise_block(
     return sum_lanes(total)
 
 
-def kernel_of(formula, name, factor=1.0):
-    """Return the kernel `name`: the losses of a `formula`, and its derivatives times `factor`.
+def kernel_of(formula, factor=1.0):
+    """Return the kernel of the losses of a `formula`, and of its derivatives times `factor`.
 
     It fills the `out_*` that are not None. All arrays are (outer, middle, inner), their innermost axis contiguous, or
     broadcast for `weight` and `pos_weight`. `out_value` gets the weighted losses, `out_gradient` the weighted
@@ -116,7 +116,6 @@ def kernel_of(formula, name, factor=1.0):
             out_gradient,
         )  # fmt: skip
 
-    of_elements.__name__ = of_elements.__qualname__ = name
     return kernel(of_elements)
 
 
@@ -153,8 +152,8 @@ def _log_sigmoid(x, target, pos_weight):
     return -softplus(-x), x
 
 
-mse = kernel_of(_squared_error, "mse", factor=2.0)
-kl_div = kernel_of(_kullback_leibler, "kl_div")
-kl_div_of_logs = kernel_of(_kullback_leibler_of_logs, "kl_div_of_logs")
-sigmoid_of = kernel_of(_sigmoid, "sigmoid_of")
-log_sigmoid_of = kernel_of(_log_sigmoid, "log_sigmoid_of")
+mse = kernel_of(_squared_error, factor=2.0)
+kl_div = kernel_of(_kullback_leibler)
+kl_div_of_logs = kernel_of(_kullback_leibler_of_logs)
+sigmoid_of = kernel_of(_sigmoid)
+log_sigmoid_of = kernel_of(_log_sigmoid)

@@ -62,7 +62,7 @@ They are those of the input, but the targets' of `nll_loss` without a gradient, 
 """
 
 _LEAST = min(itertools.chain(*CROSSOVERS.values()))
-"""With fewer elements all is told."""
+"""Calls of fewer elements go to torch, whatever the function."""
 
 
 def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
