@@ -353,6 +353,7 @@ def class_loss(
     """
     axis = _checks.class_axis(input)
     classes = input.shape[axis]
+    weight = None if weight is None else _layout.writable(weight)
     spread: float | None = label_smoothing / max(classes, 1)
     if target is None:
         mean_over = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))

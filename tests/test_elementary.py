@@ -248,11 +248,15 @@ def test_every_float32(name: str) -> None:
         x = np.arange(start, start + chunk, dtype=np.uint32).view(np.float32)
         result = function(x)
         with np.errstate(all="ignore"):
+            first, last = exact(x[[0, -1]].astype(np.float64)).astype(np.float32)
+            if first == last and (result == first).all():  # and so is what lies between, for it is monotonic
+                return 0.0
             expected = exact(x.astype(np.float64))
+            inexact = result != expected.astype(np.float32)
+            result, expected = result[inexact], expected[inexact]
+            assert np.array_equal(np.isnan(result), np.isnan(expected))
             units = np.maximum(abs(expected).view(np.int64) >> 52, 1023 - 126)
             error = abs(result - expected) * ((2 * 1023 + 23 - units) << 52).view(np.float64)
-            error[result == expected.astype(np.float32)] = 0.0
-        assert np.array_equal(np.isnan(result), np.isnan(expected))
         return float(np.nanmax(error, initial=0.0))
 
     function(np.zeros(8, np.float32))

@@ -49,6 +49,17 @@ def test_one_kernel_serves_all_layouts() -> None:
         assert len(kernel.overloads) == compiled
 
 
+def test_one_kernel_serves_targets_and_weights_however_they_lie() -> None:
+    (logits, target, weight), _ = cases.class_arguments(cases.ClassOptions(weighted=True), (29, 260), FLOAT32)
+    kernels = _engine._lazy()
+    used = kernels.of_rows["rows"], kernels.targets.survey_targets
+    losses = [fl.cross_entropy(logits, target, weight)]
+    compiled = [len(kernel.overloads) for kernel in used]
+    losses.append(fl.cross_entropy(logits, np.repeat(target, 2)[::2], np.broadcast_to(weight, weight.shape)))
+    assert [len(kernel.overloads) for kernel in used] == compiled
+    assert losses[0] == losses[1]
+
+
 @each_layout
 def test_cross_entropy_of_class_indices(lay_out: cases.Layout, tmp_path: pathlib.Path) -> None:
     for shape in SHAPES:

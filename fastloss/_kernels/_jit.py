@@ -90,9 +90,9 @@ def _saved(function, **options):
 
 
 def _in_any_layout(argument):
-    """Return the type of an argument, of any layout for arrays of three axes: kernels walk these by their strides.
+    """Return the type of an argument, of any layout for arrays of several axes: kernels walk these by their strides.
 
     Numba would compile a kernel once more for C order, Fortran order and neither, to the same instructions.
     """
-    is_walked = isinstance(argument, numba.types.Array) and argument.ndim == 3
+    is_walked = isinstance(argument, numba.types.Array) and argument.ndim > 1
     return argument.copy(layout="A") if is_walked else argument
