@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import overload
 
@@ -18,7 +20,40 @@ from fastloss._kernels._apart import apart
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 """Division by zero gives inf or nan without a branch; other Python threads run while a kernel does."""
 
-_CALLED_BY_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+class _HelperLibrary(JITCodeLibrary):
+    """A helper as LLVM's code, which is linked into kernels: they are optimised and become machine code, it is not.
+
+    Numba would do both for each helper too, and again for each helper that calls it.
+    """
+
+    def _optimize_final_module(self):
+        """Leave that to the kernels."""
+
+    def _finalize_final_module(self):
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self):
+        return self
+
+    def set_env(self, name, environment):
+        """Set nothing: what is not machine code has no place for its environment."""
+
+
+class _HelperCompiler(Compiler):
+    """Numba's compiler, for helpers."""
+
+    def __init__(self, typing_context, target_context, library, *of_function):
+        library = _HelperLibrary(target_context.codegen(), "helper")
+        super().__init__(typing_context, target_context, library, *of_function)
+
+
+_CALLED_BY_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _HelperCompiler}
 """Without the entries for Python and for C, which Numba would compile for each helper."""
 
 if numba.config.DISABLE_JIT:

@@ -159,7 +159,7 @@ def _write_tile(tile, tile_rows, flat, array, o, start, count, streaming):
         for c in range(classes):
             _write_run(advance(tile, c * tile_rows), advance(out, c * class_step), count, streaming)
     elif class_step == 1 and row_step == classes:
-        _unstage(tile, tile_rows, flat, 1, classes, classes, count)
+        _unstage(tile, tile_rows, flat, class_step, classes, classes, count)
         _write_run(flat, out, count * classes, streaming)
     else:
         _unstage(tile, tile_rows, out, class_step, row_step, classes, count)
