@@ -22,9 +22,9 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}
 
 
 class _HelperLibrary(JITCodeLibrary):
-    """A helper as LLVM's code, which is linked into kernels: they are optimised and become machine code, it is not.
+    """The code of a helper for LLVM, to be linked into kernels: these alone are optimised and become machine code.
 
-    Numba would do both for each helper too, and again for each helper that calls it.
+    Numba would do both for each helper as well, and again for each that calls it.
     """
 
     def _optimize_final_module(self):
@@ -34,15 +34,17 @@ class _HelperLibrary(JITCodeLibrary):
         self._finalized = True
 
     def get_pointer_to_function(self, name):
+        """Return 0, Numba's address of what is not there, once other code can be linked with the helper."""
         self._ensure_finalized()
         return 0
 
     @property
     def codegen(self):
+        """Where Numba sets the environment of the machine code, of which there is none: the method below."""
         return self
 
     def set_env(self, name, environment):
-        """Set nothing: what is not machine code has no place for its environment."""
+        pass
 
 
 class _HelperCompiler(Compiler):
