@@ -24,7 +24,9 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}
 class _HelperLibrary(JITCodeLibrary):
     """The code of a helper for LLVM, to be linked into kernels: these alone are optimised and become machine code.
 
-    Numba would do both for each helper as well, and again for each that calls it.
+    Numba would do both for each helper as well, and again for each that calls it. In return helpers can neither print
+    nor raise what has run-time values in it, for which they would need Numba's environment, nor call each other in
+    circles.
     """
 
     def _optimize_final_module(self):
@@ -40,11 +42,11 @@ class _HelperLibrary(JITCodeLibrary):
 
     @property
     def codegen(self):
-        """Where Numba sets the environment of the machine code, of which there is none: the method below."""
+        """What Numba calls `set_env` of once there is machine code."""
         return self
 
     def set_env(self, name, environment):
-        pass
+        """Set nothing: without machine code there is no place for the environment."""
 
 
 class _HelperCompiler(Compiler):
