@@ -42,6 +42,8 @@ def _not_masked(name: str, value: Any) -> None:
 
 
 def _plain_array(name: str, value: Any) -> np.ndarray:
+    if type(value) is np.ndarray:  # first, for the other two take a tenth of a small call
+        return value
     _not_masked(name, value)
     return np.asarray(value)
 
@@ -141,7 +143,7 @@ def class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
 
 def class_target(target: Any, input: np.ndarray, axis: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return (class indices, None) or, where `target` is of the input's shape, (None, class probabilities)."""
-    array = np.asarray(target)
+    array = _plain_array("target", target)
     if array.shape != input.shape:
         return class_indices(target, input, axis), None
     if not is_float(array.dtype):
@@ -176,7 +178,8 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray
         return None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is of type {type(out).__name__}; it must be a NumPy array")
-    _not_masked("out", out)
+    if type(out) is not np.ndarray:
+        _not_masked("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out has dtype {out.dtype}; it must have that of the result, {dtype}")
     same_shape("out", out, shape, "the result")

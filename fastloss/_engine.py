@@ -79,7 +79,6 @@ def _load() -> SimpleNamespace:
             nll,
             pointwise,
             softmax,
-            targets,
         )
     of_rows = {
         "nll": nll.nll_rows,
@@ -99,9 +98,7 @@ def _load() -> SimpleNamespace:
         "sigmoid": pointwise.sigmoid_of,
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
-    return SimpleNamespace(
-        bce=bce, pointwise=pointwise, softmax=softmax, targets=targets, of_rows=of_rows, of_elements=of_elements
-    )
+    return SimpleNamespace(bce=bce, pointwise=pointwise, softmax=softmax, of_rows=of_rows, of_elements=of_elements)
 
 
 @functools.cache
@@ -164,42 +161,8 @@ def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
     raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
 
 
-def valid_weight(target: np.ndarray, classes: int, ignore_index: int, weight: np.ndarray | None) -> float:
-    """Return the sum of the weights of the targets; raise the IndexError of the first one that is out of range."""
-    k = _lazy()
-    view = _layout.writable(target.reshape(1, -1))
-    length, blocks = _blocks(target.size, 1)
-    sums, invalid = np.empty(blocks), np.empty(blocks, np.int64)
-    _threads.run(
-        k.targets.survey_targets, target.size, blocks, view, classes, ignore_index, weight, length, sums, invalid
-    )
-    if any(invalid.tolist()):
-        _raise_invalid(target, classes, ignore_index)
-    return sum(sums.tolist())
-
-
-class _RowWork(NamedTuple):
-    """What a kernel of rows computes, beside the layout: see `cross_entropy_rows`."""
-
-    target: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
-    class_weight: np.ndarray | None = None
-    ignore_index: int = 0
-    keep_share: float = 1.0
-    spread: float | None = None
-    soft_mass: float = 0.0
-    scale: float = 1.0
-    gradient: np.ndarray | None = None
-    log_softmax: np.ndarray | None = None
-    per_row: bool = False
-    of_logits: bool = True
-    """False where the input holds log-probabilities already."""
-    in_half: bool | None = None
-    """True where the input is of half precision and the results are to be no more exact than that, else None."""
-
-
 def _in_half(input: np.ndarray) -> bool | None:
-    return True if input.dtype.itemsize == 2 else None
+    return True if input.itemsize == 2 else None
 
 
 class _Plan(NamedTuple):
@@ -208,127 +171,159 @@ class _Plan(NamedTuple):
     kernel: str
     layout: _layout.Rows
     blocks: int
-    length: int
-    """Rows of a block, or tiles, or classes of a chunk."""
-    tile_rows: int = 0
+    """How many sums of losses there are."""
+    settings: tuple[Any, ...]
+    """What the kernel takes between its inputs and its outputs."""
+    chunks: int = 0
+    """Of a row whose classes the threads share."""
 
 
 @functools.lru_cache(256)
 def _plan(
     shape: tuple[int, ...],
-    strides: tuple[tuple[int, ...], ...],
+    strides: tuple[tuple[int, ...] | None, ...],
     axis: int,
     itemsize: int,
     of_logits: bool,
     for_few: str | None,
+    in_half: bool | None,
 ) -> _Plan | None:
     """Return the plan of the table above for arrays of one shape, None where no kernel can walk them.
 
     `for_few` is the kernel that serves few classes: "few" for class indices alone, "softmax_few" without targets.
     """
-    layout = _layout.rows(shape, strides, axis)
-    side_by_side = all(of_array[axis] == itemsize for of_array in strides)
+    of_arrays = [of_array for of_array in strides if of_array is not None]
+    layout = _layout.rows(shape, of_arrays, axis)
+    side_by_side = all(of_array[axis] == itemsize for of_array in of_arrays)
     if layout is None or (shape[axis] > TILE_CLASSES and not side_by_side):
         return None
     outer, classes, inner = layout.shape
     row_bytes = classes * max(itemsize, 4)
     rows, lanes = outer * inner, _lazy().softmax.LANES
+    streamed = rows * classes * itemsize >= STREAMED_BYTES
     length = _threads.block_length(rows, classes)
     if not of_logits:
-        return _Plan("nll", layout, _threads.block_count(rows, length), length)
+        return _Plan("nll", layout, _threads.block_count(rows, length), (streamed, length))
     rows_too = outer == 1 and all(
-        layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in strides
+        layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in of_arrays
     )
     if for_few == "few" and classes == 2:
-        for_few = "pairs"
-    if for_few == "pairs" or (for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too):
         length = -(-length // lanes) * lanes
-        return _Plan(for_few, layout, _threads.block_count(rows, length), length)
+        return _Plan("pairs", layout, _threads.block_count(rows, length), (length,))
+    if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too:
+        length = -(-length // lanes) * lanes
+        return _Plan(for_few, layout, _threads.block_count(rows, length), ((None,) * classes, length))
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
         tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
         length = _threads.block_length(tiles, tile_rows * classes)
-        return _Plan("tiles", layout, _threads.block_count(tiles, length), length, tile_rows)
+        return _Plan("tiles", layout, _threads.block_count(tiles, length), (streamed, tile_rows, length))
     if classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         block = _lazy().softmax.BLOCK
-        return _Plan("chunks", layout, rows, max(-(-classes * rows // (CHUNKS * block)), 8) * block)
-    return _Plan("rows", layout, _threads.block_count(rows, length), length)
+        length = max(-(-classes * rows // (CHUNKS * block)), 8) * block
+        return _Plan("chunks", layout, rows, (in_half, streamed, length), -(-classes // length))
+    return _Plan("rows", layout, _threads.block_count(rows, length), (in_half, streamed, length))
 
 
-def _run_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
-    """Run the kernel of the plan; return (sums of the losses by blocks, the loss of each row if asked for)."""
+def _classes_last(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return a contiguous array with the class axis at the end."""
+    return np.ascontiguousarray(np.moveaxis(array, axis, -1))
+
+
+def _run_rows(
+    input: np.ndarray,
+    axis: int,
+    target: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+    class_weight: np.ndarray | None = None,
+    ignore_index: int = 0,
+    keep_share: float = 1.0,
+    spread: float | None = None,
+    soft_mass: float = 0.0,
+    scale: float = 1.0,
+    mean: bool = False,
+    gradient: np.ndarray | None = None,
+    log_softmax: np.ndarray | None = None,
+    per_row: bool = False,
+    of_logits: bool = True,
+    in_half: bool | None = None,
+) -> tuple[float, float, np.ndarray | None]:
+    """Run the kernel of the plan on what `cross_entropy_rows` takes.
+
+    The input holds log-probabilities unless `of_logits`. `in_half` is True where it is of half precision and the
+    results are to be no more exact than that, else None.
+
+    Return (sum of the losses, that of the targets' weights, with `per_row` the loss of each row). The first class index
+    that is out of range raises an IndexError, before anything is written.
+    """
     if input.size == 0:
         shape = input.shape[:axis] + input.shape[axis + 1 :]
-        return np.zeros(1), np.zeros(shape) if work.per_row else None
-    shaped = input, work.probabilities, work.gradient, work.log_softmax
-    strides = tuple([array.strides for array in shaped if array is not None])
-    for_few = None if work.spread is not None else "softmax_few" if work.target is None else "few"
-    plan = _plan(input.shape, strides, axis, input.itemsize, work.of_logits, for_few)
-    if plan is None:
-        return _run_copied_rows(input, axis, work)
-
-    layout = plan.layout
-    x, probabilities, gradient, log_softmax = [None if array is None else layout.view(array) for array in shaped]
-    target = None if work.target is None else layout.batch(work.target)
-    loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if work.per_row else None
-    sums = np.empty(plan.blocks)
-    streamed = input.nbytes >= STREAMED_BYTES
-    of_target = target, work.class_weight, work.ignore_index, work.scale
-    arguments: tuple[Any, ...]
-    if plan.kernel == "nll":
-        arguments = (*of_target, streamed, plan.length, gradient, loss, sums)
-    elif plan.kernel == "pairs":
-        arguments = (*of_target, plan.length, gradient, loss, sums)
-    elif plan.kernel == "few":
-        arguments = ((None,) * input.shape[axis], *of_target, plan.length, gradient, loss, sums)
-    elif plan.kernel == "softmax_few":
-        arguments = ((None,) * input.shape[axis], plan.length, gradient, log_softmax, loss)
-    else:
-        if plan.kernel == "tiles":
-            settings: tuple[Any, ...] = (streamed, plan.tile_rows, plan.length)
-        elif plan.kernel == "rows":
-            settings = (work.in_half, streamed, plan.length)
-        else:
-            chunks = -(-input.shape[axis] // plan.length)
-            statistics, results = np.empty((plan.blocks, chunks, 4)), np.empty((plan.blocks, 4))
-            settings = (work.in_half, streamed, plan.length, statistics, results)
-        arguments = (
-            target, probabilities, work.class_weight, work.ignore_index, work.keep_share, work.spread, work.soft_mass,
-            work.scale, *settings, gradient, log_softmax, loss, sums,
+        if target is not None and (target != ignore_index).any():  # of no classes
+            _raise_invalid(target, 0, ignore_index)
+        return 0.0, 0.0, np.zeros(shape) if per_row else None
+    strides = (
+        input.strides,
+        None if probabilities is None else probabilities.strides,
+        None if gradient is None else gradient.strides,
+        None if log_softmax is None else log_softmax.strides,
+    )
+    for_few = None if spread is not None else "softmax_few" if target is None else "few"
+    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, in_half)
+    if plan is None:  # on copies with the classes side by side
+        moved = _classes_last(input, axis)
+        soft = None if probabilities is None else _classes_last(probabilities, axis)
+        outputs = [(out, None if out is None else np.empty_like(moved)) for out in (gradient, log_softmax)]
+        result = _run_rows(
+            moved, input.ndim - 1, target, soft, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean,
+            outputs[0][1], outputs[1][1], per_row, of_logits, in_half,
         )  # fmt: skip
-    kernel = _lazy().of_rows[plan.kernel]
-    if plan.kernel == "chunks":
-        units_of_phases = [chunks * plan.blocks, plan.blocks, chunks * plan.blocks]
+        for out, copy in outputs:
+            if out is not None and copy is not None:
+                out[...] = np.moveaxis(copy, -1, axis)
+        return result
+
+    name, layout, blocks, settings, chunks = plan
+    x = layout.view(input)
+    loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if per_row else None
+    sums = np.zeros(blocks + 2)
+    labels = None if target is None else layout.batch(target)
+    if probabilities is not None:
+        probabilities = layout.view(probabilities)
+    if gradient is not None:
+        gradient = layout.view(gradient)
+    if log_softmax is not None:
+        log_softmax = layout.view(log_softmax)
+    arguments: tuple[Any, ...]
+    if name == "softmax_few":
+        arguments = (x, *settings, gradient, log_softmax, loss)
+    elif name in ("few", "pairs", "nll"):
+        arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, loss, sums)
+    else:
+        if name == "chunks":
+            settings += np.empty((blocks, chunks, 4)), np.empty((blocks, 4))
+        arguments = (
+            x, labels, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean, *settings,
+            gradient, log_softmax, loss, sums,
+        )  # fmt: skip
+    kernel = _lazy().of_rows[name]
+    if name == "chunks":
+        units_of_phases = [chunks * blocks, blocks, chunks * blocks]
         if gradient is None and log_softmax is None:
             del units_of_phases[2]
         for phase, units in enumerate(units_of_phases):
-            elements = chunks * plan.blocks if phase == 1 else input.size  # of the chunks' statistics
-            _threads.run(kernel, elements, units, phase, x, *arguments)
+            elements = chunks * blocks if phase == 1 else input.size  # of the chunks' statistics
+            _threads.run(kernel, elements, units, phase, *arguments)
+            if sums[-1]:
+                break
     else:
-        blocks = _threads.threads_for(input.size) if plan.kernel == "rows" else plan.blocks
-        _threads.run(kernel, input.size, blocks, x, *arguments)
-    return sums, None if loss is None else layout.unbatch(loss)
-
-
-def _run_copied_rows(input: np.ndarray, axis: int, work: _RowWork) -> tuple[np.ndarray, np.ndarray | None]:
-    """Do what `_run_rows` does for arrays that no kernel can walk, on copies with the classes side by side."""
-
-    def classes_last(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(array, axis, -1))
-
-    copies: dict[str, Any] = {}
-    if work.probabilities is not None:
-        copies["probabilities"] = classes_last(work.probabilities)
-    moved = classes_last(input)
-    outputs = {"gradient": work.gradient, "log_softmax": work.log_softmax}
-    copies |= {name: np.empty_like(moved) for name, out in outputs.items() if out is not None}
-    result = _run_rows(moved, input.ndim - 1, work._replace(**copies))
-    for name, out in outputs.items():
-        if out is not None:
-            out[...] = np.moveaxis(copies[name], -1, axis)
-    return result
+        _threads.run(kernel, input.size, _threads.threads_for(input.size) if name == "rows" else blocks, *arguments)
+    *loss_sums, targets_weight, invalid = sums.tolist()
+    if invalid:
+        assert target is not None
+        _raise_invalid(target, input.shape[axis], ignore_index)
+    return sum(loss_sums), targets_weight, None if loss is None else layout.unbatch(loss)
 
 
 def class_loss(
@@ -354,43 +349,40 @@ def class_loss(
     axis = _checks.class_axis(input)
     classes = input.shape[axis]
     weight = None if weight is None else _layout.writable(weight)
-    spread: float | None = label_smoothing / max(classes, 1)
-    if target is None:
-        mean_over = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))
-    else:
-        mean_over = valid_weight(target, classes, ignore_index, weight)
-        if label_smoothing == 0.0:
-            spread = None
-    soft_mass = 0.0
-    if spread is not None:
+    spread, soft_mass = None, 0.0
+    if target is None or label_smoothing > 0.0:
+        spread = label_smoothing / max(classes, 1)
         soft_mass = _reduction.soft_mass(spread, weight, classes, _checks.accumulator(input.dtype))
-    divisor = _reduction.denominator(reduction, mean_over, 1)
+    mean, divisor = reduction == "mean", 1.0
+    if target is None and mean:
+        divisor = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))
     gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
-    work = _RowWork(
-        target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
-        _reduction.ratio(upstream, divisor), gradient, None, reduction == "none", of_logits,
-        None if exactly else _in_half(input),
+    loss_sum, targets_weight, losses = _run_rows(
+        input, axis, target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
+        _reduction.ratio(upstream, divisor), mean and target is not None, gradient, None, reduction == "none",
+        of_logits, None if exactly else _in_half(input),
     )  # fmt: skip
-    sums, losses = _run_rows(input, axis, work)
+    if mean and target is not None:
+        divisor = targets_weight
     grad = None if gradient is None else _delivered(gradient, out)
-    return _reduction.reduced(sums, divisor) if losses is None else losses, grad
+    return _reduction.ratio(loss_sum, divisor) if losses is None else losses, grad
 
 
 def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     buffer = _buffer(out, input)
-    _run_rows(input, axis, _RowWork(log_softmax=buffer, in_half=_in_half(input)))
+    _run_rows(input, axis, log_softmax=buffer, in_half=_in_half(input))
     return _delivered(buffer, out)
 
 
 def softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     """Return the softmax, which is the gradient of the log-sum-exp."""
     buffer = _buffer(out, input)
-    _run_rows(input, axis, _RowWork(gradient=buffer, in_half=_in_half(input)))
+    _run_rows(input, axis, gradient=buffer, in_half=_in_half(input))
     return _delivered(buffer, out)
 
 
 def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
-    losses = _run_rows(input, axis, _RowWork(per_row=True, in_half=_in_half(input)))[1]
+    losses = _run_rows(input, axis, per_row=True, in_half=_in_half(input))[2]
     assert losses is not None
     if input.shape[axis] == 0:
         losses[...] = -np.inf
@@ -428,8 +420,8 @@ def element_loss(
     check_first = gradient is not None and gradient is out and not out_is_new
     if name == "binary_cross_entropy" and check_first:
         _check_probabilities(input, target)
-    sums = _run_elements(name, input, (target, weight, pos_weight), scale, losses, gradient)
-    loss = _reduction.reduced(sums, divisor)
+    loss_sum = _run_elements(name, input, (target, weight, pos_weight), scale, losses, gradient)
+    loss = _reduction.ratio(loss_sum, divisor)
     if name == "binary_cross_entropy" and not check_first and math.isnan(loss):
         _check_probabilities(input, target)
     grad = None if gradient is None else _delivered(gradient, out)
@@ -450,23 +442,24 @@ def _run_elements(
     scale: float,
     value: np.ndarray | None,
     gradient: np.ndarray | None,
-) -> np.ndarray:
-    """Run the kernel `name` of elements; return the sums of its values by blocks."""
+) -> float:
+    """Run the kernel `name` of elements; return the sum of its values."""
     if input.size == 0:
-        return np.zeros(1)
+        return 0.0
     k = _lazy()
     dense_gradient, dense_value = _dense(gradient, input), _dense(value, input)
     views = _layout.elements(input, operands, (dense_value, dense_gradient))
     streamed = input.nbytes >= STREAMED_BYTES
-    sums = []
+    total = 0.0
     for x, others, outputs in _layout.with_joined_rows(*views, k.pointwise.PIECE):
         length, count = _unit_blocks(x.shape)
-        sums.append(np.empty(count))
-        _threads.run(k.of_elements[name], x.size, count, x, *others, scale, streamed, length, *outputs, sums[-1])
+        sums = np.empty(count)
+        _threads.run(k.of_elements[name], x.size, count, x, *others, scale, streamed, length, *outputs, sums)
+        total += sum(sums.tolist())  # floats of Python, that do not warn of inf - inf
     for dense, output in ((dense_value, value), (dense_gradient, gradient)):
         if dense is not None:
             _delivered(dense, output)
-    return sums[0] if len(sums) == 1 else np.concatenate(sums)
+    return total
 
 
 def _dense(output: np.ndarray | None, input: np.ndarray) -> np.ndarray | None:

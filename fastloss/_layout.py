@@ -50,7 +50,7 @@ def stored(array: np.ndarray) -> np.ndarray:
     """
     if type(array) is not np.ndarray:
         array = array.view(np.ndarray)
-    if array.dtype.itemsize == 2:
+    if array.itemsize == 2:
         array = array.view(np.int16 if array.dtype == np.float16 else np.uint16)
     return writable(array)
 
@@ -183,8 +183,8 @@ class _Walk(NamedTuple):
     axes: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
 
-    def view(self, array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else stored(array).transpose(self.axes).reshape(self.shape)
+    def views(self, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+        return [None if array is None else stored(array).transpose(self.axes).reshape(self.shape) for array in arrays]
 
 
 @functools.lru_cache(256)
@@ -226,9 +226,9 @@ def elements(
             for to_copy, array in zip(walk.to_copy[1:], operands, strict=True)
         ]
         return elements(source, sources, outputs)  # once or twice: copies of all, and outputs like these, can be walked
-    x = walk.view(input)
+    x, *views = walk.views((input, *operands, *outputs))
     assert x is not None
-    return x, [walk.view(array) for array in operands], [walk.view(array) for array in outputs]
+    return x, views[: len(operands)], views[len(operands) :]
 
 
 def with_joined_rows(

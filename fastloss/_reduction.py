@@ -23,11 +23,6 @@ def ratio(numerator: float, divisor: float) -> float:
     return numerator / divisor if divisor else numerator * math.inf
 
 
-def reduced(loss_sums: np.ndarray, divisor: float) -> float:
-    """Return the sum of the blocks' losses over `divisor`."""
-    return ratio(sum(loss_sums.tolist()), divisor)  # floats of Python, that do not warn of inf - inf
-
-
 def in_dtype(loss: float | np.ndarray, dtype: np.dtype[Any]) -> Any:
     """Return the loss as a scalar or an array of `dtype`; inf where it is too large for it."""
     if not isinstance(loss, np.ndarray) and abs(loss) <= LARGEST_FLOAT16:

@@ -142,8 +142,9 @@ def test_class_indices(dtype: str, step: int) -> None:
             out = np.zeros(LANES, np.int32)
             _class_indices(x, step, count, classes, ignored, out)
             values = [int(x[32 + step * lane]) for lane in range(LANES)]
-            valid = [0 <= v < classes and v != ignored and lane < count for lane, v in enumerate(values)]
-            assert out.tolist() == [v if good else -1 for v, good in zip(values, valid, strict=True)]
+            absent = [v == ignored or lane >= count for lane, v in enumerate(values)]
+            indices = [v if 0 <= v < classes else -2 for v in values]
+            assert out.tolist() == [-1 if none else v for none, v in zip(absent, indices, strict=True)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")

@@ -381,9 +381,9 @@ def store_vector(builder, vector, base, offset, dtype):
 
 @intrinsic
 def class_indices(typingctx, source, offset, step, count, classes, ignore_index):
-    """Return the int32 vector of the integers `source[offset + lane * step]` that are classes, -1 for the others.
+    """Return the int32 vector of the class indices `source[offset + lane * step]`.
 
-    A class is in [0, classes) and not `ignore_index`. Lanes from `count` on are -1.
+    It is -1 where they are `ignore_index` and in lanes from `count` on, else -2 where they are not in [0, classes).
     """
     dtype = source.dtype
 
@@ -408,10 +408,14 @@ def class_indices(typingctx, source, offset, step, count, classes, ignore_index)
             value = builder.sext(value, wide) if dtype.signed else builder.zext(value, wide)
         lanes = ir.Constant(wide, list(range(LANES)))
         valid = builder.icmp_unsigned("<", value, splat_scalar(builder, classes))
-        valid = builder.and_(valid, builder.icmp_signed("!=", value, splat_scalar(builder, ignored)))
-        valid = builder.and_(valid, builder.icmp_signed("<", lanes, splat_scalar(builder, count)))
+        left_out = builder.icmp_signed("==", value, splat_scalar(builder, ignored))
+        if not dtype.signed:  # is never negative, whatever its bits
+            can_be = builder.icmp_signed(">=", ignored, ir.Constant(ignored.type, 0))
+            left_out = builder.and_(left_out, splat_scalar(builder, can_be))
+        left_out = builder.or_(left_out, builder.icmp_signed(">=", lanes, splat_scalar(builder, count)))
         narrow = llvm_type(Vector(types.int32))
-        return builder.select(valid, builder.trunc(value, narrow), ir.Constant(narrow, [-1] * LANES))
+        index = builder.select(valid, builder.trunc(value, narrow), ir.Constant(narrow, [-2] * LANES))
+        return builder.select(left_out, ir.Constant(narrow, [-1] * LANES), index)
 
     return Vector(types.int32)(source, offset, step, count, classes, ignore_index), generate
 

@@ -40,7 +40,7 @@ from fastloss._kernels.softmax import (
     write_log_softmax,
     write_zeros,
 )
-from fastloss._kernels.targets import class_index, weight_of
+from fastloss._kernels.targets import class_index, scale_of_rows, surveyed, weight_of
 
 
 @inlined
@@ -82,24 +82,28 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
 @kernel
 def cross_entropy_rows(
     launcher, shares, share, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
-    in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    mean, in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_sums,
 ):  # fmt: skip
     """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
 
     `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
-    and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_loss_sum[b]` is the sum of the
-    losses of the b-th `rows_per_block` rows. `spread`, e / C, is None without label smoothing and probabilities,
-    `keep_share` is 1 - e, and `soft_mass`, with a target, `spread` times the sum of the weights: a sum of many equal
-    terms in float32 would drift. A row whose target is `ignore_index` (or out of range) is not read; its loss and
-    gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
+    and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_sums[b]` is the sum of the
+    losses of the b-th `rows_per_block` rows, and its last two elements are those of `surveyed`. `spread`, e / C, is
+    None without label smoothing and probabilities, `keep_share` is 1 - e, and `soft_mass`, with a target, `spread`
+    times the sum of the weights: a sum of many equal terms in float32 would drift. The gradient is that of the sum of
+    the losses times `scale`, with `mean` over the weight of the targets. A row whose target is `ignore_index` (or out
+    of range) is not read; its loss and gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
 
     What is distributed are shares, one for each thread: every `shares`-th block of rows from the block number `share`
     on, so that no thread has all the rows to ignore. The gradient of a row is written while the exponentials of the
     next one are computed, from block to block. A share needs two rows of memory and some pages beside its outputs.
     """
+    classes, inner = x.shape[1], x.shape[2]
+    if not surveyed(launcher, share, target, classes, ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, shares, share):
         return
-    classes, inner = x.shape[1], x.shape[2]
+    scale = scale_of_rows(scale, mean, out_sums)
     rows = x.shape[0] * inner
     zero = np.int64(0)  # a literal 0 would compile each function that it is passed to once more
     blocks = (classes + BLOCK - 1) // BLOCK
@@ -112,7 +116,7 @@ def cross_entropy_rows(
     out = pointer(out_gradient, (0, 0, 0))
     soft = soft_target(pointer(probabilities, (0, 0, 0)), pointer(class_weight, (0,)), keep_share, spread)
     pending = row_gradient(spare, factors, scale, soft, -1, 0.0, out, 0, 0, streaming)
-    for number in range(share, out_loss_sum.size, shares):
+    for number in range(share, out_sums.size - 2, shares):
         first = number * rows_per_block
         last = min(first + rows_per_block, rows)
         after = first + shares * rows_per_block  # the row behind the last
@@ -176,7 +180,7 @@ def cross_entropy_rows(
                 )
                 spare = exponentials
                 home, other_home = other_home, home
-        out_loss_sum[number] = loss_sum
+        out_sums[number] = loss_sum
     if out_gradient is not None:
         write_blocks(pending, zero, blocks)
     keep(buffer)
@@ -275,23 +279,26 @@ def _write_chunk(
 @kernel
 def cross_entropy_chunks(
     launcher, units, unit, phase, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass,
-    scale, in_half, streaming, chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    scale, mean, in_half, streaming, chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_sums,
 ):  # fmt: skip
     """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
 
     A row's classes are cut into chunks of `chunk`, a multiple of `BLOCK`; `statistics` (rows, chunks, 4) and `results`
     (rows, 4) are working memory in float64. The exponentials are computed twice, since storing them would move more
-    memory. `out_loss_sum` (rows,) holds the losses. It is called two or three times: for `phase` 0 with all chunks of
+    memory. `out_sums` (rows + 2,) holds the losses. It is called two or three times: for `phase` 0 with all chunks of
     all rows as units, for 1 with the rows, and if there is an output of elements for 2, with the chunks again.
     """
+    if phase == 0 and not surveyed(launcher, unit, target, x.shape[1], ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, units, unit):
         return
+    scale = scale_of_rows(scale, mean, out_sums)
     if phase == 0:
         _sum_chunk(
             unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk, statistics
         )
     elif phase == 1:
-        out_loss_sum[unit] = _finish_row(
+        out_sums[unit] = _finish_row(
             unit, x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics, results,
             out_loss,
         )  # fmt: skip

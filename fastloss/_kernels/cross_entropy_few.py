@@ -27,6 +27,7 @@ from fastloss._kernels._memory import (
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import write_lanes
+from fastloss._kernels.targets import scale_of_rows, surveyed
 
 BATCH = 8 * LANES
 """Rows whose losses are computed at once: each logarithm is a chain of operations, and several keep the CPU busy."""
@@ -126,16 +127,19 @@ def _if_needed(output, value):
 
 @kernel
 def cross_entropy_few(
-    launcher, blocks, block, x, classes, target, class_weight, ignore_index, scale, rows_per_block, out_gradient,
-    out_loss, out_loss_sum,
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, mean, classes, rows_per_block, out_gradient,
+    out_loss, out_sums,
 ):  # fmt: skip
     """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
     class: the kernel is compiled for each number of classes. Each thread needs 3 KiB of memory beside the outputs.
     """
+    if not surveyed(launcher, block, target, x.shape[1], ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, blocks, block):
         return
+    scale = scale_of_rows(scale, mean, out_sums)
     number = len(classes)
     source, out = pointer(x, (0, 0, 0)), pointer(out_gradient, (0, 0, 0))
     labels, label_step = pointer(target, (0, 0)), target.strides[1] // target.itemsize
@@ -168,7 +172,7 @@ def cross_entropy_few(
     keep(sums_array)
     keep(label_array)
     keep(group_array)
-    out_loss_sum[block] = sum_lanes(total)
+    out_sums[block] = sum_lanes(total)
 
 
 @inlined

@@ -24,6 +24,7 @@ from fastloss._kernels._memory import (
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
 from fastloss._kernels.elementary import decay, log1p_of_fraction
 from fastloss._kernels.pointwise import ADDENDS
+from fastloss._kernels.targets import scale_of_rows, surveyed
 
 
 @inlined
@@ -86,15 +87,18 @@ def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradien
 
 @kernel
 def cross_entropy_pairs(
-    launcher, blocks, block, x, target, class_weight, ignore_index, scale, rows_per_block, out_gradient, out_loss,
-    out_loss_sum,
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, mean, rows_per_block, out_gradient,
+    out_loss, out_sums,
 ):  # fmt: skip
     """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
 
     The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. No memory beside the outputs.
     """
+    if not surveyed(launcher, block, target, x.shape[1], ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, blocks, block):
         return
+    scale = scale_of_rows(scale, mean, out_sums)
     inner = x.shape[2]
     total = widen(zeros_like(pointer(x, (0, 0, 0))))
     at = block * rows_per_block
@@ -117,4 +121,4 @@ def cross_entropy_pairs(
                 )
                 r = until
             total = total + widen(some)
-    out_loss_sum[block] = sum_lanes(total)
+    out_sums[block] = sum_lanes(total)

@@ -37,7 +37,7 @@ from fastloss._kernels._memory import (
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
-from fastloss._kernels.targets import weight_of
+from fastloss._kernels.targets import scale_of_rows, surveyed, weight_of
 
 ADDENDS = 16
 """Terms that are added before their sum is added to the sum of such sums: rounding errors grow with both, not all."""
@@ -265,17 +265,20 @@ def _rows_of_tile(
 @kernel
 def cross_entropy_tiles(
     launcher, blocks, block, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
-    streaming, tile_rows, tiles_per_block, out_gradient, out_log_softmax, out_loss, out_loss_sum,
+    mean, streaming, tile_rows, tiles_per_block, out_gradient, out_log_softmax, out_loss, out_sums,
 ):  # fmt: skip
     """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
-    multiple of `LANES`, and `out_loss_sum[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
+    multiple of `LANES`, and `out_sums[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
     needs a tile of memory, one for an output of rows, and one with `spread`.
     """
+    classes, inner = x.shape[1], x.shape[2]
+    if not surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, blocks, block):
         return
-    classes, inner = x.shape[1], x.shape[2]
+    scale = scale_of_rows(scale, mean, out_sums)
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
     tile = pointer(tile_array, (0,))
@@ -331,4 +334,4 @@ def cross_entropy_tiles(
     if streaming:
         fence()
     keep(loss_array)
-    out_loss_sum[block] = sum_lanes(loss_sum)
+    out_sums[block] = sum_lanes(loss_sum)

@@ -8,7 +8,7 @@ from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import kernel, shared
 from fastloss._kernels._memory import fence, load_one, pointer, put
 from fastloss._kernels.softmax import write_zeros
-from fastloss._kernels.targets import class_index, weight_of
+from fastloss._kernels.targets import class_index, scale_of_rows, surveyed, weight_of
 
 
 @shared
@@ -34,16 +34,19 @@ def _clear(out, o, start, stop, streaming):
 
 @kernel
 def nll_rows(
-    launcher, blocks, block, x, target, class_weight, ignore_index, scale, streaming, rows_per_block, out_gradient,
-    out_loss, out_loss_sum,
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, mean, streaming, rows_per_block,
+    out_gradient, out_loss, out_sums,
 ):  # fmt: skip
     """The loss -w[y] x[y] of each row and its gradient, for arguments and outputs like `cross_entropy_rows`.
 
     Any layout. It reads one element of each row and, for the gradient, writes zeros everywhere else.
     """
+    classes, inner = x.shape[1], x.shape[2]
+    if not surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):
+        return
     if distributed(launcher, blocks, block):
         return
-    classes, inner = x.shape[1], x.shape[2]
+    scale = scale_of_rows(scale, mean, out_sums)
     at = block * rows_per_block
     last = min(at + rows_per_block, x.shape[0] * inner)
     loss_sum = 0.0
@@ -66,4 +69,4 @@ def nll_rows(
                 if label >= 0:
                     put(pointer(out_gradient, (o, label, i)), 0, -scale * weight_of(class_weight, label))
         at += stop - start
-    out_loss_sum[block] = loss_sum
+    out_sums[block] = loss_sum
