@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import operator
 import os
 import sys
 import threading
@@ -67,24 +68,25 @@ _forked_by_starter = False
 loading = threading.RLock()
 """Held while the kernels are imported."""
 
-_compiler_lock: Any = None
-"""Numba's, while a fork holds it."""
+_LOCKS = (("numba.core.compiler_lock", "global_compiler_lock"), ("llvmlite.binding.ffi", "lib._lock"))
+"""The locks of Numba and of LLVM, which other threads hold while they compile, or free what they compiled."""
+
+_held = contextlib.ExitStack()
+"""The locks that a fork holds."""
 
 
 def _before_fork() -> None:
     """Wait for what other threads import and compile: the child could never finish it, nor begin it anew."""
-    global _compiler_lock, _forked_by_starter
-    loading.acquire()
-    _compiler_lock = getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
-    if _compiler_lock is not None:
-        _compiler_lock.acquire()
+    global _forked_by_starter
+    _held.enter_context(loading)
+    for module, name in _LOCKS:
+        with contextlib.suppress(AttributeError):  # where it is not imported, or named otherwise
+            _held.enter_context(operator.attrgetter(name)(sys.modules.get(module)))
     _forked_by_starter = threading.get_ident() == _starter
 
 
 def _after_fork() -> None:
-    if _compiler_lock is not None:
-        _compiler_lock.release()
-    loading.release()
+    _held.close()
 
 
 def _after_fork_in_child() -> None:

@@ -126,6 +126,40 @@ def test_fastloss_is_imported_in_a_child_of_a_process_that_used_torch(
     assert run_apart("-c", in_parent + wait + PARALLEL_CALL) == ("tbb" if HAS_TBB and layer == "default" else "omp")
 
 
+FORK_WHILE_HELD = """
+import faulthandler, os, threading, time
+import numpy as np
+import fastloss as fl
+from llvmlite.binding.ffi import lib
+from numba.core.compiler_lock import global_compiler_lock
+fl.sigmoid(np.zeros(3))
+
+def hold(lock):
+    with lock:
+        held.set()
+        time.sleep(0.3)
+
+for lock in (lib._lock, global_compiler_lock):
+    held = threading.Event()
+    thread = threading.Thread(target=hold, args=(lock,))
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(200, exit=True)  # its thread takes the place of the one that holds the lock
+        assert fl.mse_loss(np.ones(3), np.zeros(3)) == 1.0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_child_needs_nothing_that_threads_of_its_parent_held() -> None:
+    assert run_apart("-c", FORK_WHILE_HELD) == "done"
+
+
 @pytest.mark.parametrize("layer", ["default", "TBB", "safe", "omp", "workqueue"])
 @pytest.mark.parametrize("place", ["the loader's path", "a wheel", "a wheel for another platform", "nowhere"])
 def test_where_tbb_is_looked_for(layer: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
