@@ -175,7 +175,7 @@ class _Plan(NamedTuple):
     settings: tuple[Any, ...]
     """What the kernel takes between its inputs and its outputs."""
     chunks: int = 0
-    """Of a row whose classes the threads share."""
+    """How many a row is cut into for `cross_entropy_chunks`; no other kernel has them."""
 
 
 @functools.lru_cache(256)

@@ -86,7 +86,7 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    _held.close()
+    _held.pop_all().close()  # once `loading` is free, another thread's fork fills the stack
 
 
 def _after_fork_in_child() -> None:

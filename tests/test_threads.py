@@ -160,6 +160,44 @@ def test_a_child_needs_nothing_that_threads_of_its_parent_held() -> None:
     assert run_apart("-c", FORK_WHILE_HELD) == "done"
 
 
+FORKS_AT_ONCE = """
+import os, threading, time
+os.register_at_fork(before=lambda: time.sleep(0.1))  # runs after that of fastloss
+from fastloss import _threads
+
+class Lock:
+    def __init__(self):
+        self.lock = threading.RLock()
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+        time.sleep(0.1)  # another thread comes first
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+_threads.loading = Lock()
+threads = [threading.Thread(target=fork, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(20)
+print(sum(thread.is_alive() for thread in threads), flush=True)
+os._exit(0)  # for a thread that hangs holds what Python's exit needs
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_threads_fork_at_once() -> None:
+    assert run_apart("-c", FORKS_AT_ONCE) == "0"
+
+
 @pytest.mark.parametrize("layer", ["default", "TBB", "safe", "omp", "workqueue"])
 @pytest.mark.parametrize("place", ["the loader's path", "a wheel", "a wheel for another platform", "nowhere"])
 def test_where_tbb_is_looked_for(layer: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,9 @@ def launcher() -> int:
 def distributed(typingctx, launcher, blocks, block):
     """Return False in a call for one block; in a user's call, where `block` is -1, do all `blocks` and return True.
 
-    A kernel begins with it, and its own arguments with these three. It then calls itself for each block, from the
-    threads of `launcher` or, where that is 0, one after the other.
+    A kernel, or what a kernel shares, has these three as its first arguments, and does before it only what the user's
+    call is to do once. It is then called for each block, from the threads of `launcher` or, where that is 0, one after
+    the other.
     """
 
     def generate(context, builder, signature, arguments):

@@ -40,7 +40,7 @@ def is_ignored(y, ignore_index):
 
 @inlined
 def _weights_of(class_weight, label):
-    """Return the weights of a vector of classes as float64, 1 where `class_weight` is None; of no class 0."""
+    """Return the weights of a vector of classes as float64, 1 without `class_weight`; 0 where a label is negative."""
     if class_weight is None:
         return widen(select(label >= 0, constant(label, 1), 0))
     return widen(select(label >= 0, lookup(class_weight, label), 0.0))
@@ -50,8 +50,9 @@ def _weights_of(class_weight, label):
 def _survey(launcher, blocks, block, target, classes, ignore_index, class_weight, rows_per_block, out_sums):
     """Fill `out_sums` with the sums of the weights of the valid class indices, by blocks of `rows_per_block`.
 
-    `target` (outer, inner) is of any integer dtype; an index is valid in [0, classes), and neither valid nor invalid
-    where it is `ignore_index`. Without `class_weight` each weighs 1. Reads the targets once.
+    Its element `INVALID`, 0 so far, becomes 1 where there is an invalid one. `target` (outer, inner) is of any integer
+    dtype; an index is valid in [0, classes), and neither valid nor invalid where it is `ignore_index`. Without
+    `class_weight` each weighs 1. Reads the targets once.
     """
     if distributed(launcher, blocks, block):
         return
@@ -81,16 +82,16 @@ def _survey(launcher, blocks, block, target, classes, ignore_index, class_weight
                     out_sums[INVALID] = 1.0
         at += stop - start
     if sum_lanes(invalid) > 0:
-        out_sums[INVALID] = 1.0  # whichever threads do
+        out_sums[INVALID] = 1.0  # several threads may write it, all the same value
     out_sums[block] = sum_lanes(weight) + of_huge
 
 
 @shared
 def surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):
-    """Return whether a kernel can go on: not in a user's call, where `block` is -1, with an invalid class index.
+    """Return whether the kernel goes on: False in a user's call, where `block` is -1, with an invalid class index.
 
-    The user's call looks at all of them, before anything is written: it puts into `out_sums` what `WEIGHT` and
-    `INVALID` say. The other elements, the kernel's sums of losses, hold the sums of the weights meanwhile.
+    The user's call looks at all of them, before anything is written: it puts what `WEIGHT` and `INVALID` say into
+    `out_sums`, zeros so far. The other elements, the kernel's sums of losses, hold those of the weights meanwhile.
     """
     if target is None or block >= 0:
         return True
