@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -191,6 +192,32 @@ def test_error_against_mpmath(name: str, dtype: type) -> None:
             exponent = max(mpmath.frexp(exact)[1] - 1 if exact else info.minexp, info.minexp)
             error = abs(mpmath.mpf(float(result)) - exact) / mpmath.ldexp(1, exponent - info.nmant)
             assert error <= stated_bound(name, dtype), f"{float(error):.4f} ulp at {float(value)!r}"
+
+
+@numba.njit(error_model="numpy")
+def _sums_of_logs(x: np.ndarray, result: np.ndarray) -> None:
+    """Put the sums of log(1 + x) over the rows of `x` into `result`, a vector of them."""
+    growth = load(pointer(x, (0, 0)), 0)
+    for i in range(1, x.shape[0]):
+        growth = elementary.compounded(growth, load(pointer(x, (i, 0)), 0))
+    store(pointer(result, (0,)), 0, elementary.log1p_of_sum(growth))
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logarithm_of_a_product(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for terms, low in itertools.product((1, 2, 3, 16), (-140, -60, -20, -1)):
+        for _ in range(100):
+            x = np.exp2(rng.uniform(low, rng.uniform(low, 4), (terms, LANES))).astype(dtype)
+            result = np.empty(LANES, dtype)
+            _sums_of_logs(x, result)
+            assert error_in_ulps(result, np.log1p(x.astype(np.longdouble)).sum(0)).max() <= terms + 1
+    for special in (0.0, np.nan):
+        x = np.zeros((terms, LANES), dtype)
+        x[terms // 2] = special
+        _sums_of_logs(x, result)
+        np.testing.assert_array_equal(result, x[terms // 2])
 
 
 @pytest.mark.parametrize(("element", "bound"), [(np.int16, 2e-5), (np.uint16, 2.1e-4)], ids=["float16", "bfloat16"])

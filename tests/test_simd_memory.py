@@ -12,7 +12,7 @@ from guarded import guarded_empty
 
 from fastloss._kernels import _memory
 from fastloss._kernels._memory import SQUARE
-from fastloss._kernels._simd import LANES
+from fastloss._kernels._simd import LANES, narrow
 
 njit = numba.njit(error_model="numpy")
 STORED = (np.float32, np.float64, np.int16, np.uint16)
@@ -174,6 +174,43 @@ def test_lookup(dtype: type) -> None:
     index = np.resize(np.array([0, 9, -1, 3, -1, 5, 1, 9, 2], np.int32), LANES)
     _lookup(table, index, out)
     np.testing.assert_array_equal(out, table[np.maximum(index, 0)])
+
+
+@njit
+def _put_at(table: np.ndarray, index: np.ndarray, x: np.ndarray) -> None:
+    lanes = _memory.load(_memory.pointer(index, (0,)), 0)
+    _memory.put_at(_memory.pointer(table, (0,)), lanes, _memory.load(_memory.pointer(x, (0,)), 0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_put_at(dtype: type) -> None:
+    table, x = np.zeros(40, dtype), np.arange(1, LANES + 1, dtype=dtype)
+    index = np.random.default_rng(0).permutation(40)[:LANES].astype(np.int32)
+    expected = np.zeros(40, dtype)
+    expected[index] = x
+    _put_at(table, index, x)
+    np.testing.assert_array_equal(table, expected)
+
+
+@njit
+def _integers(x: np.ndarray, number: int, out: np.ndarray, low: np.ndarray) -> bool:
+    source = _memory.pointer(x, (0,))
+    vector = _memory.load_integers(source, 3)
+    _memory.store(_memory.pointer(out, (0,)), 0, vector)
+    _memory.store(_memory.pointer(low, (0,)), 0, narrow(vector))
+    return _memory.can_equal(source, number)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+def test_integers(dtype: str) -> None:
+    info = np.iinfo(dtype)
+    x = np.random.default_rng(0).integers(info.min, info.max, LANES + 3, dtype, endpoint=True)
+    x[3], x[4] = info.min, info.max
+    out, low = np.zeros(LANES, np.int64), np.zeros(LANES, np.int32)
+    assert _integers(x, -100, out, low) == (info.min < 0)
+    assert _integers(x, 0, out, low)
+    np.testing.assert_array_equal(out, x[3:].astype(np.int64))
+    np.testing.assert_array_equal(low, x[3:].astype(np.int64).astype(np.int32))
 
 
 @njit

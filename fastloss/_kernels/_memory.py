@@ -209,6 +209,7 @@ def _prefetch(to_write):
     def function(typingctx, source, offset):
         def generate(context, builder, signature, arguments):
             address = _element_address(context, builder, signature, arguments)
+            address = builder.bitcast(address, cgutils.voidptr_t)
             integer = ir.IntType(32)
             function_type = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
             callee = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
@@ -403,9 +404,7 @@ def class_indices(typingctx, source, offset, step, count, classes, ignore_index)
                 builder.store(builder.load(whole, align=dtype.bitwidth // 8), slot)
             with one_by_one:
                 builder.store(_gathered(builder, address, step, count, dtype), slot)
-        value = builder.load(slot)
-        if dtype.bitwidth < 64:
-            value = builder.sext(value, wide) if dtype.signed else builder.zext(value, wide)
+        value = _as_int64(builder, builder.load(slot), dtype)
         lanes = ir.Constant(wide, list(range(LANES)))
         valid = builder.icmp_unsigned("<", value, splat_scalar(builder, classes))
         left_out = builder.icmp_signed("==", value, splat_scalar(builder, ignored))
@@ -418,6 +417,41 @@ def class_indices(typingctx, source, offset, step, count, classes, ignore_index)
         return builder.select(left_out, ir.Constant(narrow, [-1] * LANES), index)
 
     return Vector(types.int32)(source, offset, step, count, classes, ignore_index), generate
+
+
+def _as_int64(builder, value, dtype):
+    """Return the vector `value` of integers of `dtype` as int64."""
+    wide = ir.VectorType(ir.IntType(64), LANES)
+    if dtype.bitwidth == 64:
+        return value
+    return builder.sext(value, wide) if dtype.signed else builder.zext(value, wide)
+
+
+@intrinsic
+def can_equal(typingctx, source, number):
+    """Return whether the integer `number` can be among what `source` points to: unsigned ones are never negative."""
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        if dtype.signed:
+            return ir.Constant(ir.IntType(1), 1)
+        number = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        return builder.icmp_signed(">=", number, ir.Constant(number.type, 0))
+
+    return types.boolean(source, number), generate
+
+
+@intrinsic
+def load_integers(typingctx, source, offset):
+    """Return the `LANES` integers from `source[offset]` on as int64; those beyond its range wrap to negative ones."""
+    dtype = source.dtype
+
+    def generate(context, builder, signature, arguments):
+        address = _element_address(context, builder, signature, arguments)
+        address = builder.bitcast(address, stored(dtype).as_pointer())
+        return _as_int64(builder, builder.load(address, align=dtype.bitwidth // 8), dtype)
+
+    return Vector(types.int64)(source, offset), generate
 
 
 @intrinsic
@@ -436,6 +470,21 @@ def lookup(typingctx, table, index):
         return value
 
     return Vector(table.dtype)(table, index), generate
+
+
+@intrinsic
+def put_at(typingctx, table, index, vector):
+    """Write each lane of `vector` to table[index[lane]], of accumulators."""
+
+    def generate(context, builder, signature, arguments):
+        table, index, vector = arguments
+        for lane in range(LANES):
+            number = ir.Constant(ir.IntType(32), lane)
+            one = builder.sext(builder.extract_element(index, number), ir.IntType(64))
+            builder.store(builder.extract_element(vector, number), cgutils.gep_inbounds(builder, table, one))
+        return context.get_dummy_value()
+
+    return types.void(table, index, vector), generate
 
 
 def _gathered(builder, address, step, count, dtype):
@@ -484,6 +533,14 @@ def empty_accumulators(like, count):
     """Return a new array of `count` accumulators of the elements of the array `like`, uninitialised."""
     dtype = np.float64 if accumulator(like.dtype) == types.float64 else np.float32
     return lambda like, count: np.empty(count, dtype)
+
+
+@inlined_by_type
+def if_needed(output, value):
+    """Return `value`, None where `output` is None."""
+    if isinstance(output, types.NoneType):
+        return lambda output, value: None
+    return lambda output, value: value
 
 
 @intrinsic

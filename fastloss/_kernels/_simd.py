@@ -407,3 +407,14 @@ def widen(typingctx, vector):
         return convert(context, builder, arguments[0], vector, wide)
 
     return wide(vector), generate
+
+
+@intrinsic
+def narrow(typingctx, vector):
+    """Return the lower halves of the lanes of an int64 `vector` as int32."""
+    low = Vector(types.int32)
+
+    def generate(context, builder, signature, arguments):
+        return convert(context, builder, arguments[0], vector, low)
+
+    return low(vector), generate

@@ -18,7 +18,7 @@ VARIANCE_FLOOR = 1e-12
 
 
 @inlined
-def _of_probabilities(x, target, pos_weight):
+def _of_probabilities(x, target, pos_weight, summed):
     """-t log(x) - (1 - t) log(1 - x), nan unless both are in [0, 1]; by x, (x - t) / (x (1 - x)). Torch's floors.
 
     x (1 - x) is negative where x is out of range, and does not underflow there: one of its factors is at least 1/2.
@@ -30,11 +30,11 @@ def _of_probabilities(x, target, pos_weight):
     variance = x * (one - x)
     loss = select((variance >= 0.0) & (target * rest >= 0.0), -(target * log_x + rest * log_rest), np.nan)
     variance = select(variance < VARIANCE_FLOOR, constant(x, VARIANCE_FLOOR), variance)
-    return loss, (x - target) / variance
+    return loss, None, (x - target) / variance
 
 
 @inlined
-def _of_logits(x, target, pos_weight):
+def _of_logits(x, target, pos_weight, summed):
     """(1 - t) x + s softplus(-x) with s = 1 + (p - 1) t, without the cancellation of its terms.
 
     softplus(-x) is log(1 + e**-|x|), plus -x for x < 0, where the sum of what is linear in x is -p t x. At -inf it is
@@ -44,27 +44,31 @@ def _of_logits(x, target, pos_weight):
     positive = x > zero
     e = decay(x)
     rest, label = one - target, -target
-    log_one_plus = log1p_of_fraction(e)
     softplus_at_inf = -x
     if pos_weight is not None:
         label = pos_weight * label
-        log_one_plus = log_one_plus * (rest - label)
         softplus_at_inf = softplus_at_inf * (rest - label)
     slope = select(positive, rest, label)
-    loss = multiply_add(slope, x, log_one_plus)
-    loss = select(x == constant(x, -np.inf), multiply_add(rest, x, softplus_at_inf), loss)
-    return loss, multiply_add(select(positive, label, rest), e, slope) / (one + e)
+    at_inf = x == constant(x, -np.inf)
+    loss_at_inf = multiply_add(rest, x, softplus_at_inf)
+    derivative = multiply_add(select(positive, label, rest), e, slope) / (one + e)
+    if summed is not None:
+        return select(at_inf, loss_at_inf, slope * x), e, derivative
+    log_one_plus = log1p_of_fraction(e)
+    if pos_weight is not None:
+        log_one_plus = log_one_plus * (rest - label)
+    return select(at_inf, loss_at_inf, multiply_add(slope, x, log_one_plus)), None, derivative
 
 
 @inlined
-def _outside_unit(x, target, pos_weight):
+def _outside_unit(x, target, pos_weight, summed):
     """1 where x is not in [0, 1], nan included, else 0."""
     zero, one = constant(x, 0), constant(x, 1)
-    return select((x >= zero) & (x <= one), zero, one), x
+    return select((x >= zero) & (x <= one), zero, one), None, x
 
 
 bce = kernel_of(_of_probabilities)
-bce_with_logits = kernel_of(_of_logits)
+bce_with_logits = kernel_of(_of_logits, has_logs=True)
 
 
 @kernel
@@ -73,5 +77,5 @@ def count_outside_unit(launcher, blocks, block, x, units_per_block, out_count):
     if distributed(launcher, blocks, block):
         return
     out_count[block] = pointwise_block(
-        _outside_unit, block, units_per_block, x, None, None, None, 1.0, False, None, None
+        _outside_unit, None, block, units_per_block, x, None, None, None, 1.0, False, None, None
     )

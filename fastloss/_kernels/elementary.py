@@ -373,6 +373,16 @@ def log1p_of_fraction(x):
 
 
 @inlined_by_type
+def compounded(growth, x):
+    """Return (1 + growth) (1 + x) - 1 for both >= 0, nan for nan, without losing what is small against 1.
+
+    So the sum of log(1 + x) over several x is one logarithm, log(1 + growth), while the product does not overflow:
+    `log1p_of_sum` of what n of them make is within n + 1 ulp.
+    """
+    return lambda growth, x: multiply_add(growth, x, growth + x)
+
+
+@inlined_by_type
 def sigmoid(x):
     """Return 1 / (1 + e**-x): at most 2.5 ulp, without overflow or cancellation on either side."""
 

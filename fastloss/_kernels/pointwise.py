@@ -1,7 +1,9 @@
 """Losses and functions of one element at a time, and the loop that they share.
 
-A formula is an inlined function of vectors (x, target, pos_weight), the last two None where the loss has none, that
-returns (loss, its derivative by x). Weights, sums and layouts are the loop's.
+A formula is an inlined function of vectors (x, target, pos_weight), the last two None where the loss has none, and of
+`summed`, which is True where such losses are only added, as they are, else None. It returns (loss, in_log, derivative
+by x): with `summed`, in_log can be other than None, and log(1 + in_log) is then to be added to the loss, so that one
+logarithm serves the sum of many. Weights, sums and layouts are the loop's.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from numba import types
 
 from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel
-from fastloss._kernels._memory import fence, load_one, pointer, zeros_like
+from fastloss._kernels._memory import fence, if_needed, load_one, pointer, zeros_like
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp, log, sigmoid, softplus
+from fastloss._kernels.elementary import compounded, exp, log, log1p_of_sum, sigmoid, softplus
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 
 PIECE = 4096
@@ -37,11 +39,47 @@ def _lanes(array, a, b, i, count):
     return lanes
 
 
+@inlined_by_type
+def _if_summed(has_logs, weight, pos_weight, out_value):
+    """Return True where losses that have logarithms are only added, as they are, else None."""
+    only_added = {weight, pos_weight, out_value} == {types.none}
+    summed = None if isinstance(has_logs, types.NoneType) or not only_added else True
+    return lambda has_logs, weight, pos_weight, out_value: summed
+
+
+@inlined_by_type
+def _grown(growth, in_log, count):
+    """Return `growth` with the first `count` lanes of `in_log`, where that is not None."""
+    if isinstance(in_log, types.NoneType):
+        return lambda growth, in_log, count: growth
+
+    def grown(growth, in_log, count):
+        if count < LANES:
+            in_log = select(lane_numbers() < count, in_log, 0.0)
+        return compounded(growth, in_log)
+
+    return grown
+
+
+@inlined_by_type
+def _sum_of(some, growth):
+    """Return the sum of the losses: `some` and, if that is not None, log(1 + `growth`)."""
+    if isinstance(growth, types.NoneType):
+        return lambda some, growth: some
+    return lambda some, growth: some + log1p_of_sum(growth)
+
+
 @inlined
-def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, out_value, out_gradient, streaming):
-    """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return the losses."""
-    loss, gradient = formula(
-        _lanes(x, a, b, i, count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count)
+def _step(
+    formula, summed, x, target, weight, pos_weight, scale, a, b, i, count, out_value, out_gradient, streaming, sums
+):  # fmt: skip
+    """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return `sums` with the losses.
+
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
+    """
+    some, growth = sums
+    loss, in_log, gradient = formula(
+        _lanes(x, a, b, i, count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count), summed
     )
     if weight is not None:
         factor = _lanes(weight, a, b, i, count)
@@ -52,18 +90,20 @@ def _step(formula, x, target, weight, pos_weight, scale, a, b, i, count, out_val
         write_lanes(pointer(out_gradient, (a, b, i)), 0, gradient * scale, count, streaming)
     if count < LANES:
         loss = select(lane_numbers() < count, loss, 0.0)
-    return loss
+    return some + loss, _grown(growth, in_log, count)
 
 
 @inlined
 def pointwise_block(
-    formula, block, units_per_block, x, target, weight, pos_weight, scale, streaming, out_value, out_gradient
+    formula, has_logs, block, units_per_block, x, target, weight, pos_weight, scale, streaming, out_value, out_gradient
 ):  # fmt: skip
     """Do the units of a block, at most `PIECE` elements of one innermost row each; return the sum of the losses."""
     inner = x.shape[2]
     pieces = (inner + PIECE - 1) // PIECE
     first = block * units_per_block
-    total = constant(widen(zeros_like(pointer(x, (0, 0, 0)))), 0.0)
+    zero = zeros_like(pointer(x, (0, 0, 0)))
+    total = widen(zero)
+    summed = _if_summed(has_logs, weight, pos_weight, out_value)
     for unit in range(first, min(first + units_per_block, x.shape[0] * x.shape[1] * pieces)):
         row = unit // pieces
         start = (unit - row * pieces) * PIECE
@@ -78,26 +118,31 @@ def pointwise_block(
         for low, high, past in ((start, begin, False), (begin, end, streaming), (end, stop, False)):
             i = low
             while i < high:
-                some = zeros_like(pointer(x, (0, 0, 0)))
+                sums = (zero, if_needed(summed, zero))
                 until = min(i + ADDENDS * LANES, high)
                 while i + LANES <= until:
-                    some = some + _step(
-                        formula, x, target, weight, pos_weight, scale, a, b, i, LANES, out_value, out_gradient, past
-                    )
+                    sums = _step(
+                        formula, summed, x, target, weight, pos_weight, scale, a, b, i, LANES, out_value, out_gradient,
+                        past, sums,
+                    )  # fmt: skip
                     i += LANES
                 if i < until:
-                    some = some + _step(
-                        formula, x, target, weight, pos_weight, scale, a, b, i, until - i, out_value, out_gradient, past
-                    )
+                    sums = _step(
+                        formula, summed, x, target, weight, pos_weight, scale, a, b, i, until - i, out_value,
+                        out_gradient, past, sums,
+                    )  # fmt: skip
                     i = until
-                total = total + widen(some)
+                some, growth = sums
+                total = total + widen(_sum_of(some, growth))
     if streaming:
         fence()
     return sum_lanes(total)
 
 
-def kernel_of(formula, factor=1.0):
+def kernel_of(formula, factor=1.0, has_logs=None):
     """Return the kernel of the losses of a `formula`, and of its derivatives times `factor`.
+
+    `has_logs` is True if the formula can return an `in_log`, else None.
 
     It fills the `out_*` that are not None. All arrays are (outer, middle, inner), their innermost axis contiguous, or
     broadcast for `weight` and `pos_weight`. `out_value` gets the weighted losses, `out_gradient` the weighted
@@ -112,44 +157,44 @@ def kernel_of(formula, factor=1.0):
         if distributed(launcher, blocks, block):
             return
         out_sum[block] = pointwise_block(
-            formula, block, units_per_block, x, target, weight, pos_weight, factor * scale, streaming, out_value,
-            out_gradient,
+            formula, has_logs, block, units_per_block, x, target, weight, pos_weight, factor * scale, streaming,
+            out_value, out_gradient,
         )  # fmt: skip
 
     return kernel(of_elements)
 
 
 @inlined
-def _squared_error(x, target, pos_weight):
+def _squared_error(x, target, pos_weight, summed):
     """(x - t)**2, and half its derivative, as all of it may overflow where it does not once it is scaled."""
     difference = x - target
-    return difference * difference, difference
+    return difference * difference, None, difference
 
 
 @inlined
-def _kullback_leibler(x, target, pos_weight):
+def _kullback_leibler(x, target, pos_weight, summed):
     """t log(t) - t x, of log-probabilities x and probabilities t."""
     t_log_t = select(target == 0.0, 0.0, target * log(target))
-    return t_log_t - target * x, -target
+    return t_log_t - target * x, None, -target
 
 
 @inlined
-def _kullback_leibler_of_logs(x, target, pos_weight):
+def _kullback_leibler_of_logs(x, target, pos_weight, summed):
     """e**t (t - x), of log-probabilities x and t."""
     probability = exp(target)
-    return probability * (target - x), -probability
+    return probability * (target - x), None, -probability
 
 
 @inlined
-def _sigmoid(x, target, pos_weight):
+def _sigmoid(x, target, pos_weight, summed):
     """1 / (1 + e**-x), as the value."""
-    return sigmoid(x), x
+    return sigmoid(x), None, x
 
 
 @inlined
-def _log_sigmoid(x, target, pos_weight):
+def _log_sigmoid(x, target, pos_weight, summed):
     """-log(1 + e**-x), as the value."""
-    return -softplus(-x), x
+    return -softplus(-x), None, x
 
 
 mse = kernel_of(_squared_error, factor=2.0)
