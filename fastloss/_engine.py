@@ -9,13 +9,13 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
-| side by side (3)     | 3 to 12, likewise (2)     | `cross_entropy_few`    |
-| side by side (3)     | 2 to 12, without targets  | `softmax_few`          |
+| side by side (3)     | 3 to 16, likewise (2)     | `cross_entropy_few`    |
+| side by side (3)     | 2 to 16, without targets  | `softmax_few`          |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 (2) And without label smoothing.
-(3) As are the rows, of the outputs too. In float64 up to 6: a row of the kernel's own numbers takes 48 bytes.
+(3) As are the rows, of the outputs too. In float64 up to 8: a row of the kernel's own numbers takes 64 bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FEW_ROWS, CHUNKS_OF_FEW_ROWS_FROM = 64, 1 << 16
 CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
-FEW_BYTES = 48
+FEW_BYTES = 64
 """Up to classes that take so much, a group of rows is turned and worked on in registers, as far as there are enough."""
 
 TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
@@ -287,7 +287,7 @@ def _run_rows(
     name, layout, blocks, settings, chunks = plan
     x = layout.view(input)
     loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if per_row else None
-    sums = np.zeros(blocks + 2)
+    sums = np.zeros(2 * blocks + 2)
     labels = None if target is None else layout.batch(target)
     if probabilities is not None:
         probabilities = layout.view(probabilities)
@@ -319,11 +319,11 @@ def _run_rows(
                 break
     else:
         _threads.run(kernel, input.size, _threads.threads_for(input.size) if name == "rows" else blocks, *arguments)
-    *loss_sums, targets_weight, invalid = sums.tolist()
-    if invalid:
+    numbers = sums.tolist()
+    if numbers[-1]:
         assert target is not None
         _raise_invalid(target, input.shape[axis], ignore_index)
-    return sum(loss_sums), targets_weight, None if loss is None else layout.unbatch(loss)
+    return sum(numbers[:blocks]), sum(numbers[blocks:-2]), None if loss is None else layout.unbatch(loss)
 
 
 def class_loss(

@@ -40,7 +40,7 @@ def warmup(
     dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
     classes : int or sequence of int, default (2, 10, 100, 256)
-        Numbers of classes, for functions of rows. Each from 2 to 12 (6 in float64) has a kernel of its own for
+        Numbers of classes, for functions of rows. Each from 2 to 16 (8 in float64) has a kernel of its own for
         `cross_entropy` and the softmax functions; those from there to 255 (127 in float64) share one, and larger ones
         another.
 

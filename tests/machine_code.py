@@ -15,7 +15,7 @@ import numpy as np
 
 import fastloss as fl
 from fastloss import _threads
-from fastloss._kernels import bce, cross_entropy, cross_entropy_few, cross_entropy_tiles
+from fastloss._kernels import bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_tiles
 
 
 def check(actual: tuple[np.generic, np.ndarray], loss: np.floating, gradient: np.ndarray) -> None:
@@ -39,12 +39,14 @@ def main() -> None:
     check_classes(x, rng.integers(0, 300, 9))
     check_classes(x.T, rng.integers(0, 9, 300))
     check_classes(np.ascontiguousarray(x.T), rng.integers(0, 9, 300))
+    check_classes(rng.normal(0.0, 4.0, (300, 2)).astype(np.float32), rng.integers(0, 2, 300))
     p = 1.0 / (1.0 + np.exp(-np.float64(x)))
     t = rng.random(x.shape).astype(np.float32)
     loss = -(t * np.log(p) + (1.0 - np.float64(t)) * np.log1p(-p)).mean()
     check(fl.binary_cross_entropy_with_logits(x, t, return_grad=True), loss, (p - t) / x.size)
     kernels = {
         "rows": cross_entropy.cross_entropy_rows,
+        "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "bce": bce.bce_with_logits,

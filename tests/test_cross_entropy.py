@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 import cases
@@ -86,6 +88,53 @@ def test_class_indices_of_every_integer_dtype(dtype: np.dtype[Any]) -> None:
         expected = fl.cross_entropy(logits, target, ignore_index=ignored)
         for indices in (target.astype(dtype), target.astype(dtype.newbyteorder())):
             assert fl.cross_entropy(logits, indices, ignore_index=ignored) == expected
+
+
+@pytest.mark.parametrize("classes", [2, 3, 17])
+@pytest.mark.parametrize("rows", [5, 32])
+def test_weights_of_no_number_stay_in_their_rows(classes: int, rows: int) -> None:
+    """Those of absent classes are inf where weights are the inverse of what there is of a class."""
+    x = cases.generator(classes).normal(size=(rows, classes)).astype(np.float32)
+    target = np.ones(rows, np.int64)
+    ordinary = np.ones(classes, np.float32)
+    for bad, ignored in itertools.product((np.inf, np.nan), (-100, 0)):
+        if rows == 32:
+            target[::7] = ignored
+        weight = ordinary.copy()
+        weight[0] = bad
+        for reduction in ("sum", "none"):
+            options = {"ignore_index": ignored, "reduction": reduction, "return_grad": True}
+            expected = fl.cross_entropy(x, target, ordinary, **options)
+            actual = fl.cross_entropy(x, target, weight, **options)
+            for one, other in zip(actual, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 17])
+def test_blocks_with_rows_to_ignore_and_without(classes: int) -> None:
+    rng = cases.generator(classes)
+    logits = rng.normal(size=(600, classes)).astype(np.float32)
+    target = rng.integers(classes, size=600)
+    for ignored in (1, -100):
+        target[300:330:3] = target[599] = ignored
+        truth, true_gradient = oracles.cross_entropy(logits, target, ignore_index=ignored)
+        for order, indices in itertools.product("CF", (target, np.repeat(target, 2)[::2])):
+            x = np.asarray(logits, order=order)
+            loss, gradient = fl.cross_entropy(x, indices, ignore_index=ignored, return_grad=True)
+            assert loss == pytest.approx(float(truth), rel=1e-6)
+            np.testing.assert_allclose(gradient, true_gradient.astype(np.float32), rtol=1e-5, atol=1e-9)
+            assert fl.cross_entropy(x, indices, ignore_index=ignored) == pytest.approx(float(truth), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 17])
+def test_an_invalid_class_index_among_many(classes: int) -> None:
+    logits = cases.generator(classes).normal(size=(40, classes)).astype(np.float32)
+    for bad, position, with_grad in itertools.product((-1, classes, 1 << 32), (0, 16, 39), (False, True)):
+        target = np.zeros(40, np.int64)
+        target[position] = bad
+        message = re.escape(f"target[{position}] is {bad}, but there are {classes} classes")
+        with pytest.raises(IndexError, match=f"^{message}$"):
+            fl.cross_entropy(logits, target, return_grad=with_grad)
 
 
 def test_lists_and_integers_are_float64() -> None:

@@ -225,7 +225,7 @@ def assert_untouched(error: type[Exception], function: Any, input: np.ndarray, t
         assert out.tobytes() == before
 
 
-@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("classes", [2, 3, 100])
 @pytest.mark.parametrize("function", CLASS_LOSSES)
 def test_out_is_untouched_by_a_class_index_out_of_range(function: Any, classes: int) -> None:
     logits, target = np.ones((100_000, classes), np.float32), np.zeros(100_000, np.int32)

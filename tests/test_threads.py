@@ -249,7 +249,7 @@ def test_blocks_keep_64_threads_busy(units: int, elements: int) -> None:
 @pytest.mark.parametrize(("share", "done"), [(0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5])])
 def test_a_thread_takes_blocks_of_rows_from_all_over(share: int, done: list[int]) -> None:
     """So rows to ignore that lie in one run are shared by all."""
-    logits, sums = np.zeros((13, 300), np.float32), np.full(9, np.nan)
+    logits, sums = np.zeros((13, 300), np.float32), np.full(2 * 7 + 2, np.nan)
     cross_entropy.cross_entropy_rows(
         0, 3, share, logits.T[np.newaxis], np.zeros((1, 13), np.int64), None, None, -100, 1.0, None, 0.0, 1.0, False,
         None, False, 2, None, None, None, sums,

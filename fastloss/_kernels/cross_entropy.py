@@ -88,7 +88,7 @@ def cross_entropy_rows(
 
     `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
     and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_sums[b]` is the sum of the
-    losses of the b-th `rows_per_block` rows, and its last two elements are those of `surveyed`. `spread`, e / C, is
+    losses of the b-th `rows_per_block` rows, and what follows is that of `surveyed`. `spread`, e / C, is
     None without label smoothing and probabilities, `keep_share` is 1 - e, and `soft_mass`, with a target, `spread`
     times the sum of the weights: a sum of many equal terms in float32 would drift. The gradient is that of the sum of
     the losses times `scale`, with `mean` over the weight of the targets. A row whose target is `ignore_index` (or out
@@ -116,7 +116,7 @@ def cross_entropy_rows(
     out = pointer(out_gradient, (0, 0, 0))
     soft = soft_target(pointer(probabilities, (0, 0, 0)), pointer(class_weight, (0,)), keep_share, spread)
     pending = row_gradient(spare, factors, scale, soft, -1, 0.0, out, 0, 0, streaming)
-    for number in range(share, out_sums.size - 2, shares):
+    for number in range(share, (out_sums.size - 2) // 2, shares):
         first = number * rows_per_block
         last = min(first + rows_per_block, rows)
         after = first + shares * rows_per_block  # the row behind the last
@@ -285,7 +285,7 @@ def cross_entropy_chunks(
 
     A row's classes are cut into chunks of `chunk`, a multiple of `BLOCK`; `statistics` (rows, chunks, 4) and `results`
     (rows, 4) are working memory in float64. The exponentials are computed twice, since storing them would move more
-    memory. `out_sums` (rows + 2,) holds the losses. It is called two or three times: for `phase` 0 with all chunks of
+    memory. `out_sums` begins with the rows' losses. It is called two or three times: for `phase` 0 with all chunks of
     all rows as units, for 1 with the rows, and if there is an output of elements for 2, with the chunks again.
     """
     if phase == 0 and not surveyed(launcher, unit, target, x.shape[1], ignore_index, class_weight, out_sums):

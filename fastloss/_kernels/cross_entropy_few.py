@@ -8,34 +8,51 @@ four times. The formulas are those of `cross_entropy`.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 
 from fastloss._kernels._blocks import distributed
-from fastloss._kernels._classes import load_classes, store_classes, unrolled
-from fastloss._kernels._jit import inlined, inlined_by_type, kernel, shared
+from fastloss._kernels._classes import (
+    AHEAD,
+    ROWS,
+    give_rows,
+    load_classes,
+    store_classes,
+    take_rows,
+    unrolled,
+)
+from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
+    CACHE_LINE,
     advance,
-    class_indices,
-    empty_accumulators,
+    if_needed,
+    itemsize_of,
     keep,
-    load,
     lookup,
     pointer,
-    store,
+    prefetch,
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
+from fastloss._kernels.elementary import compounded, exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import write_lanes
-from fastloss._kernels.targets import scale_of_rows, surveyed
+from fastloss._kernels.targets import WEIGHT, labels_of, scale_of_rows, side_by_side, survey_rows, surveyed
 
-BATCH = 8 * LANES
-"""Rows whose losses are computed at once: each logarithm is a chain of operations, and several keep the CPU busy."""
+
+@inlined
+def _load_group(source, classes):
+    """Return the logits of `LANES` rows from the pointer `source` on, and ask for later ones."""
+    for line in range(0, LANES * len(classes), CACHE_LINE // itemsize_of(source)):
+        prefetch(source, AHEAD + line)
+    return load_classes(source, classes)
 
 
 @inlined
 def _larger(c, highest, x, given):
     return select(x > highest, x, highest), x
+
+
+@inlined
+def _counted(c, nothing, x, label):
+    return nothing, select(label >= 0, x, 0.0)
 
 
 @inlined
@@ -51,78 +68,58 @@ def _exponential(c, sums, x, given):
 @inlined
 def _gradient(c, nothing, e, given):
     label, at_label, factor = given
-    return nothing, select(label >= 0, select(label == c, at_label, e * factor), 0.0)
+    return nothing, select(label == c, at_label, e * factor)
 
 
-@shared
-def _groups(
-    source, labels, label_step, classes, class_weight, ignore_index, scale, count, out, sums, label_of_row
-):  # fmt: skip
-    """Do `count` rows from the pointer `source` on: write their gradients to `out`, and what `_losses` needs.
+@inlined
+def _group(source, labels, plain, classes, class_weight, ignore_index, scale, count, out, out_loss, sums):
+    """Do `LANES` rows from the pointers on, of which the first `count` count; return `sums` with their losses.
 
-    All rows of a group are read, `LANES` of them, and written. `sums` gets, for each group, the sum without the label's
-    term, that term, and the label's logit minus the largest.
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
     """
+    linear, growth = sums
     zero = zeros_like(source)
-    for r in range(0, count, LANES):
-        logits = load_classes(advance(source, r * len(classes)), classes)
-        label = class_indices(labels, r * label_step, label_step, count - r, len(classes), ignore_index)
-        highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
-        (rest, e_label, offset), e = unrolled(_exponential, (zero, zero, zero), logits, (highest, label))
-        store(sums, 3 * r, rest)
-        store(sums, 3 * r + LANES, e_label)
-        store(sums, 3 * r + 2 * LANES, offset)
-        store(label_of_row, r, label)
-        if out is not None:
-            factor = constant(zero, scale) / (rest + e_label)
-            if class_weight is not None:
-                factor = factor * lookup(class_weight, label)
-            _, gradient = unrolled(_gradient, (), e, (label, -rest * factor, factor))
-            store_classes(advance(out, r * len(classes)), gradient)
-
-
-@shared
-def _losses(class_weight, count, sums, label_of_row, out_loss):
-    """Return the lanes' sums of the losses of `count` rows, from what `_groups` wrote; write them to `out_loss`."""
-    some = zeros_like(sums)
-    one = constant(some, 1) / unscale(some)
-    for r in range(0, count, LANES):
-        rest, e_label, offset = load(sums, 3 * r), load(sums, 3 * r + LANES), load(sums, 3 * r + 2 * LANES)
-        label = load(label_of_row, r)
-        # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
-        loss = log1p_of_sum((rest + (e_label - one)) * unscale(some)) - offset
+    logits = _load_group(source, classes)
+    label = labels_of(labels, count, plain, len(classes), ignore_index)
+    if not plain or count < LANES:
+        _, logits = unrolled(_counted, (), logits, label)  # what is ignored can be nan
+    highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
+    (rest, e_label, offset), e = unrolled(_exponential, (zero, zero, zero), logits, (highest, label))
+    # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
+    above_one = (rest + (e_label - constant(zero, 1) / unscale(zero))) * unscale(zero)
+    above_one = select(label >= 0, above_one, zero)
+    if class_weight is None and out_loss is None:
+        sums = linear - offset, compounded(growth, above_one)
+    else:
+        loss = log1p_of_sum(above_one) - offset
         if class_weight is not None:
-            loss = loss * lookup(class_weight, label)
-        loss = select(label >= 0, loss, 0.0)
-        some = some + loss
+            loss = select(label >= 0, loss * lookup(class_weight, label), zero)
         if out_loss is not None:
-            write_lanes(out_loss, r, loss, min(count - r, LANES), False)
-    return some
-
-
-@shared
-def _take(x, first, count, group):
-    """Copy the rows [first, first + count) to the array `group`."""
-    classes = x.shape[1]
-    for i in range(count * classes):
-        group[i] = x[0, i % classes, first + i // classes]
-
-
-@shared
-def _give(group, out, first, count):
-    """Copy `count` rows from the array `group` to those from `first` on of `out`, which may be None."""
+            write_lanes(out_loss, 0, loss, min(count, LANES), False)
+        sums = linear + loss, growth
     if out is not None:
-        classes = out.shape[1]
-        for i in range(count * classes):
-            out[0, i % classes, first + i // classes] = group[i]
+        factor = constant(zero, scale) / (rest + e_label)
+        if class_weight is not None:
+            factor = factor * lookup(class_weight, label)
+        factor = select(label >= 0, factor, zero)
+        _, gradient = unrolled(_gradient, (), e, (label, -rest * factor, factor))
+        store_classes(out, gradient)
+    return sums
 
 
-@inlined_by_type
-def _if_needed(output, value):
-    """Return `value`, None where `output` is None."""
-    if isinstance(output, types.NoneType):
-        return lambda output, value: None
-    return lambda output, value: value
+@shared
+def _groups(source, labels, plain, classes, class_weight, ignore_index, scale, count, out, out_loss):
+    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses."""
+    zero = zeros_like(source)
+    sums = (zero, zero)
+    for r in range(0, count, LANES):
+        at = r * len(classes)
+        sums = _group(
+            advance(source, at), advance(labels, r), plain, classes, class_weight, ignore_index, scale, count - r,
+            advance(out, at), advance(out_loss, r), sums,
+        )  # fmt: skip
+    linear, growth = sums
+    return widen(linear + log1p_of_sum(growth))
 
 
 @kernel
@@ -133,45 +130,46 @@ def cross_entropy_few(
     """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
 
     The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
-    class: the kernel is compiled for each number of classes. Each thread needs 3 KiB of memory beside the outputs.
+    class: the kernel is compiled for each number of classes. Each thread needs a group of rows of memory and `ROWS`
+    class indices.
     """
-    if not surveyed(launcher, block, target, x.shape[1], ignore_index, class_weight, out_sums):
+    number = len(classes)
+    if out_gradient is not None and not surveyed(launcher, block, target, number, ignore_index, class_weight, out_sums):
         return
     if distributed(launcher, blocks, block):
         return
     scale = scale_of_rows(scale, mean, out_sums)
-    number = len(classes)
     source, out = pointer(x, (0, 0, 0)), pointer(out_gradient, (0, 0, 0))
-    labels, label_step = pointer(target, (0, 0)), target.strides[1] // target.itemsize
     weights, losses = pointer(class_weight, (0,)), pointer(out_loss, (0, 0))
-    sums_array = empty_accumulators(x, 3 * BATCH)
-    sums = pointer(sums_array, (0,))
-    label_array = np.empty(BATCH, np.int32)
-    label_of_row = pointer(label_array, (0,))
-    group_array = np.empty(LANES * number, x.dtype)
+    group_array, label_array = np.empty(LANES * number, x.dtype), np.empty(ROWS, target.dtype)
     group = pointer(group_array, (0,))
-    out_group = _if_needed(out_gradient, group)
+    out_group = if_needed(out_gradient, group)
     total = widen(zeros_like(source))
-    first = block * rows_per_block
-    last = min(first + rows_per_block, x.shape[2])
-    for start in range(first, last, BATCH):
-        count = min(BATCH, last - start)
-        whole = count - count % LANES
-        _groups(
-            advance(source, start * number), advance(labels, start * label_step), label_step, classes, weights,
-            ignore_index, scale, whole, advance(out, start * number), sums, label_of_row,
-        )  # fmt: skip
-        if whole < count:  # copied, for a group has no fewer rows
-            _take(x, start + whole, count - whole, group_array)
-            _groups(
-                group, advance(labels, (start + whole) * label_step), label_step, classes, weights, ignore_index, scale,
-                count - whole, out_group, advance(sums, 3 * whole), advance(label_of_row, whole),
+    plain = class_weight is None and out_sums[WEIGHT] == target.size
+    r = block * rows_per_block
+    last = min(r + rows_per_block, x.shape[2])
+    while r < last:
+        until = min(r + ROWS, last)
+        if out_gradient is None:
+            plain = survey_rows(target, r, until, number, ignore_index, class_weight, block, out_sums)
+        labels = side_by_side(target, 0, r, until - r, label_array)
+        whole = (until - r) // LANES * LANES
+        if whole > 0:
+            total = total + _groups(
+                advance(source, r * number), labels, plain, classes, weights, ignore_index, scale, whole,
+                advance(out, r * number), advance(losses, r),
             )  # fmt: skip
-            _give(group_array, out_gradient, start + whole, count - whole)
-        total = total + widen(_losses(weights, count, sums, label_of_row, advance(losses, start)))
-    keep(sums_array)
-    keep(label_array)
+            labels = advance(labels, whole)
+            r += whole
+        if r < until:  # copied, for a group has no fewer rows
+            take_rows(x, 0, r, until - r, group_array)
+            total = total + _groups(
+                group, labels, plain, classes, weights, ignore_index, scale, until - r, out_group, advance(losses, r)
+            )
+            give_rows(group_array, out_gradient, 0, r, until - r)
+            r = until
     keep(group_array)
+    keep(label_array)
     out_sums[block] = sum_lanes(total)
 
 
@@ -197,7 +195,7 @@ def _softmax_groups(source, classes, count, out_softmax, out_log_softmax, out_lo
     """Do `count` rows from the pointer `source` on; all rows of a group are read, `LANES` of them, and written."""
     zero = zeros_like(source)
     for r in range(0, count, LANES):
-        logits = load_classes(advance(source, r * len(classes)), classes)
+        logits = _load_group(advance(source, r * len(classes)), classes)
         highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
         total, e = unrolled(_summand, zero, logits, highest)
         if out_softmax is not None:
@@ -232,11 +230,11 @@ def softmax_few(launcher, blocks, block, x, classes, rows_per_block, out_softmax
     if whole < count:  # copied, for a group has no fewer rows
         group_array = np.empty(LANES * number, x.dtype)
         group = pointer(group_array, (0,))
-        _take(x, first + whole, count - whole, group_array)
+        take_rows(x, 0, first + whole, count - whole, group_array)
         _softmax_groups(
-            group, classes, count - whole, _if_needed(out_softmax, group), _if_needed(out_log_softmax, group),
+            group, classes, count - whole, if_needed(out_softmax, group), if_needed(out_log_softmax, group),
             advance(losses, first + whole),
         )  # fmt: skip
-        _give(group_array, out_softmax, first + whole, count - whole)
-        _give(group_array, out_log_softmax, first + whole, count - whole)
+        give_rows(group_array, out_softmax, 0, first + whole, count - whole)
+        give_rows(group_array, out_log_softmax, 0, first + whole, count - whole)
         keep(group_array)

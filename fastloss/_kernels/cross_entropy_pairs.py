@@ -1,88 +1,142 @@
 """Cross-entropy of two classes with class indices, with lanes that run over the rows.
 
 It is a function of one number, z, the other class's logit minus the label's: the loss is log(1 + e**z), its derivative
-the sigmoid of z, with opposite signs at the two classes. One exponential serves a row, and nothing but the logits, the
-labels and the gradient goes through memory.
+the sigmoid of z, with opposite signs at the two classes. One exponential serves a row, one logarithm the sum of many,
+and nothing but the logits, the labels and the gradient goes through memory.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastloss._kernels._blocks import distributed
-from fastloss._kernels._classes import PAIR, load_classes, store_classes
-from fastloss._kernels._jit import inlined, kernel
+from fastloss._kernels._classes import AHEAD, PAIR, ROWS, load_classes, store_classes
+from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
     advance,
-    class_indices,
     gather,
+    if_needed,
+    keep,
     load,
     lookup,
     pointer,
+    prefetch,
     scatter,
     store,
     zeros_like,
 )
-from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
-from fastloss._kernels.elementary import decay, log1p_of_fraction
-from fastloss._kernels.pointwise import ADDENDS
-from fastloss._kernels.targets import scale_of_rows, surveyed
+from fastloss._kernels._simd import LANES, constant, multiply_add, select, sum_lanes, widen
+from fastloss._kernels.elementary import compounded, decay, log1p_of_fraction, log1p_of_sum
+from fastloss._kernels.softmax import write_lanes
+from fastloss._kernels.targets import WEIGHT, labels_of, scale_of_rows, side_by_side, survey_rows, surveyed
 
 
 @inlined
-def _load(source, class_step, row_step, r, count):
-    """Return the vectors of the logits of either class, of the `count` <= LANES rows from r on."""
-    if count == LANES and class_step == 1 and row_step == 2:
-        return load_classes(advance(source, 2 * r), PAIR)
-    if count == LANES and row_step == 1:
-        return load(source, r), load(source, r + class_step)
-    return gather(source, r * row_step, row_step, count), gather(source, r * row_step + class_step, row_step, count)
+def _class_step(array):
+    """Return how many elements lead from class to class where vectors can go to the array as it is, else 0.
+
+    Its rows lie side by side: with both classes (1), or those of a class by themselves. 1 where there is no array.
+    """
+    if array is None:
+        return 1
+    class_step, row_step = array.strides[1] // array.itemsize, array.strides[2] // array.itemsize
+    return class_step if row_step == (2 if class_step == 1 else 1) else 0
 
 
 @inlined
-def _write(out, class_step, row_step, r, first, second, count):
-    """Write the gradients at either class of the `count` <= LANES rows from r on."""
-    if count == LANES and class_step == 1 and row_step == 2:
-        store_classes(advance(out, 2 * r), (first, second))
-    elif count == LANES and row_step == 1:
-        store(out, r, first)
-        store(out, r + class_step, second)
+def _load(source, class_step):
+    """Return the vectors of the logits of either class of the rows from `source` on, and ask for later ones."""
+    if class_step == 1:
+        prefetch(source, AHEAD)
+        prefetch(source, AHEAD + LANES)
+        return load_classes(source, PAIR)
+    prefetch(source, AHEAD // 2)
+    prefetch(source, class_step + AHEAD // 2)
+    return load(source, 0), load(source, class_step)
+
+
+@inlined
+def _write(out, class_step, first, second):
+    """Write the gradients at either class of the rows from the pointer `out` on."""
+    if class_step == 1:
+        store_classes(out, (first, second))
     else:
-        scatter(out, r * row_step, row_step, first, count)
-        scatter(out, r * row_step + class_step, row_step, second, count)
+        store(out, 0, first)
+        store(out, class_step, second)
 
 
 @inlined
-def _steps(array):
-    """Return how many elements lead from class to class and from row to row; (0, 0) where there is no array."""
-    return (0, 0) if array is None else (array.strides[1] // array.itemsize, array.strides[2] // array.itemsize)
+def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, count, out, out_step, out_loss, sums):
+    """Do `LANES` rows from the pointers on, of which the first `count` count; return `sums` with their losses.
 
-
-@inlined
-def _step(x, target, class_weight, ignore_index, scale, o, r, count, out_gradient, out_loss):
-    """Do the `count` <= LANES rows from r on of x[o]; return their losses."""
-    class_step, row_step = _steps(x)
-    first, second = _load(pointer(x, (o, 0, 0)), class_step, row_step, r, count)
-    target_step = target.strides[1] // target.itemsize
-    label = class_indices(pointer(target, (o, 0)), r * target_step, target_step, count, 2, ignore_index)
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
+    """
+    linear, growth = sums
+    first, second = _load(source, class_step)
+    prefetch(labels, AHEAD // 2)
+    prefetch(labels, AHEAD // 2 + LANES // 2)
+    label = labels_of(labels, count, plain, 2, ignore_index)
     zero, one = constant(first, 0), constant(first, 1)
     highest = select(second > first, second, first)
     # The last term is nan where the larger logit is infinite, as softmax is there.
-    z = select(label == 0, second - first, first - second) + (highest - highest)
-    positive = z > 0.0
+    z = multiply_add(zero, highest, select(label == 0, second - first, first - second))
+    z = select(label >= 0, z, -np.inf)
     e = decay(z)
-    loss = select(positive | (z != z), z, zero) + log1p_of_fraction(e)
-    other = select(positive, one, e) / (one + e)
-    if class_weight is not None:
-        weight = lookup(pointer(class_weight, (0,)), label)
-        loss, other = loss * weight, other * weight
-    loss = select(label >= 0, loss, zero)
-    if out_gradient is not None:
+    above = select(zero > z, zero, z)
+    if class_weight is None and out_loss is None:
+        sums = linear + above, compounded(growth, e)
+    else:
+        loss = above + log1p_of_fraction(e)
+        if class_weight is not None:
+            loss = select(label >= 0, loss * lookup(class_weight, label), zero)
+        if out_loss is not None:
+            write_lanes(out_loss, 0, loss, min(count, LANES), False)
+        sums = linear + loss, growth
+    if out is not None:
+        other = select(z > zero, one, e) / (one + e)
+        if class_weight is not None:
+            other = other * lookup(class_weight, label)
         gradient = select(label >= 0, other * scale, zero)
         gradient = select(label == 0, -gradient, gradient)
-        class_step, row_step = _steps(out_gradient)
-        _write(pointer(out_gradient, (o, 0, 0)), class_step, row_step, r, gradient, -gradient, count)
-    if out_loss is not None:
-        scatter(pointer(out_loss, (o, 0)), r, 1, loss, count)
-    return loss
+        _write(out, out_step, gradient, -gradient)
+    return sums
+
+
+@shared
+def _groups(
+    source, class_step, row_step, labels, plain, class_weight, ignore_index, scale, count, out, out_step, out_row_step,
+    out_loss,
+):  # fmt: skip
+    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses."""
+    zero = zeros_like(source)
+    sums = (zero, zero)
+    for r in range(0, count, LANES):
+        sums = _step(
+            advance(source, r * row_step), class_step, advance(labels, r), plain, class_weight, ignore_index, scale,
+            count - r, advance(out, r * out_row_step), out_step, advance(out_loss, r), sums,
+        )  # fmt: skip
+    linear, growth = sums
+    return widen(linear + log1p_of_sum(growth))
+
+
+@shared
+def _take(x, o, first, count, group):
+    """Copy the `count` <= `ROWS` rows of x[o] from `first` on to the pointer `group`, each class by itself."""
+    row_step = x.strides[2] // x.itemsize
+    for c in range(2):
+        for r in range(0, count, LANES):
+            rows = gather(pointer(x, (o, c, first + r)), 0, row_step, count - r)
+            store(group, c * ROWS + r, rows)
+
+
+@shared
+def _give(group, out, o, first, count):
+    """Copy what `_take` copied to out[o], where there is an `out`."""
+    if out is not None:
+        row_step = out.strides[2] // out.itemsize
+        for c in range(2):
+            for r in range(0, count, LANES):
+                scatter(pointer(out, (o, c, first + r)), 0, row_step, load(group, c * ROWS + r), count - r)
 
 
 @kernel
@@ -92,33 +146,58 @@ def cross_entropy_pairs(
 ):  # fmt: skip
     """Rows of two classes in any layout: fills the `out_*` that are not None, and the sum of the losses by blocks.
 
-    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. No memory beside the outputs.
+    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous: rows that do not lie as vectors are
+    read are copied to and fro. Each thread needs `ROWS` rows of memory.
     """
-    if not surveyed(launcher, block, target, x.shape[1], ignore_index, class_weight, out_sums):
+    classes = x.shape[1]
+    if out_gradient is not None and not surveyed(
+        launcher, block, target, classes, ignore_index, class_weight, out_sums
+    ):
         return
     if distributed(launcher, blocks, block):
         return
     scale = scale_of_rows(scale, mean, out_sums)
     inner = x.shape[2]
-    total = widen(zeros_like(pointer(x, (0, 0, 0))))
+    zero = zeros_like(pointer(x, (0, 0, 0)))
+    class_step, out_step = _class_step(x), _class_step(out_gradient)
+    row_step = 2 if class_step == 1 else 1
+    out_row_step = 2 if out_step == 1 else 1
+    group_array, label_array = np.empty(2 * ROWS, x.dtype), np.empty(ROWS, target.dtype)
+    group = pointer(group_array, (0,))
+    out_group = if_needed(out_gradient, group)
+    weights = pointer(class_weight, (0,))
+    total = widen(zero)
     at = block * rows_per_block
     last = min(at + rows_per_block, x.shape[0] * inner)
+    plain = class_weight is None and out_sums[WEIGHT] == target.size
     while at < last:
         o = at // inner
         start = at - o * inner
         stop = min(start + last - at, inner)
         at += stop - start
+        source, out = pointer(x, (o, 0, 0)), pointer(out_gradient, (o, 0, 0))
+        losses = pointer(out_loss, (o, 0))
         r = start
         while r < stop:
-            some = zeros_like(pointer(x, (0, 0, 0)))
-            until = min(r + ADDENDS * LANES, stop)
-            while r + LANES <= until:
-                some = some + _step(x, target, class_weight, ignore_index, scale, o, r, LANES, out_gradient, out_loss)
-                r += LANES
-            if r < until:
-                some = some + _step(
-                    x, target, class_weight, ignore_index, scale, o, r, until - r, out_gradient, out_loss
-                )
-                r = until
-            total = total + widen(some)
+            until = min(r + ROWS, stop)
+            if out_gradient is None:
+                row = o * inner + r
+                plain = survey_rows(target, row, row + until - r, classes, ignore_index, class_weight, block, out_sums)
+            count = until - r
+            labels = side_by_side(target, o, r, count, label_array)
+            taken = class_step == 0 or count % LANES != 0
+            given = out_step == 0 or count % LANES != 0
+            if taken:
+                _take(x, o, r, count, group)
+            total = total + _groups(
+                group if taken else advance(source, r * row_step), ROWS if taken else class_step,
+                1 if taken else row_step, labels, plain, weights, ignore_index, scale, count,
+                out_group if given else advance(out, r * out_row_step), ROWS if given else out_step,
+                1 if given else out_row_step, advance(losses, r),
+            )  # fmt: skip
+            if given:
+                _give(group, out_gradient, o, r, count)
+            r = until
+    keep(group_array)
+    keep(label_array)
     out_sums[block] = sum_lanes(total)

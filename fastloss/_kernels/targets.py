@@ -6,11 +6,21 @@ import numpy as np
 
 from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, shared
-from fastloss._kernels._memory import class_indices, lookup, pointer
-from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
+from fastloss._kernels._memory import advance, can_equal, class_indices, load_integers, lookup, pointer
+from fastloss._kernels._simd import (
+    LANES,
+    as_bits,
+    constant,
+    lane_numbers,
+    narrow,
+    select,
+    shift_right,
+    sum_lanes,
+    widen,
+)
 
 WEIGHT, INVALID = -2, -1
-"""Where a kernel's sums hold, behind those of the losses, the sum of the weights, and 1 where an index is invalid."""
+"""Where a kernel's sums hold, behind those by blocks, the sum of the weights, and 1 where an index is invalid."""
 
 LARGEST_INT32 = (1 << 31) - 1
 """Up to so many classes their indices are looked at in vectors."""
@@ -47,28 +57,53 @@ def _weights_of(class_weight, label):
 
 
 @shared
-def _survey(launcher, blocks, block, target, classes, ignore_index, class_weight, rows_per_block, out_sums):
-    """Fill `out_sums` with the sums of the weights of the valid class indices, by blocks of `rows_per_block`.
+def _count(source, count, classes, ignore_index):
+    """Return how many of the `count` adjoining class indices (valid, invalid) are, `count` being vectors' lengths.
 
-    Its element `INVALID`, 0 so far, becomes 1 where there is an invalid one. `target` (outer, inner) is of any integer
-    dtype; an index is valid in [0, classes), and neither valid nor invalid where it is `ignore_index`. Without
-    `class_weight` each weighs 1. Reads the targets once.
+    No lane of it is a mask: CPUs before AVX-512 have them in the width of what was compared, and LLVM narrows them.
     """
-    if distributed(launcher, blocks, block):
-        return
-    at = block * rows_per_block
-    last = min(at + rows_per_block, target.size)
-    inner = target.shape[1]
+    zero = as_bits(widen(lane_numbers() & 0))
+    outside, ignored = zero, zero
+    for i in range(0, count, LANES):
+        y = load_integers(source, i)
+        outside = outside + shift_right(y | ((classes - 1) - y), 63)  # a sign: of an index below 0 or beyond the last
+        ignored = ignored + select(y == ignore_index, constant(y, 1), zero)
+    beyond, left_out = sum_lanes(outside), sum_lanes(ignored)
+    if not can_equal(source, ignore_index):
+        left_out = 0
+    if 0 <= ignore_index < classes:
+        return count - beyond - left_out, beyond
+    return count - beyond, beyond - left_out
+
+
+@shared
+def survey_rows(target, first, last, classes, ignore_index, class_weight, number, out_sums):
+    """Look at the class indices of the rows [first, last): add the sum of their weights to `out_sums`.
+
+    It is added to that of the block `number` (see `surveyed`). The element `INVALID`, 0 at first, becomes 1 where there
+    is an invalid one. `target` (outer, inner) is of any integer dtype; an index is valid in [0, classes),
+    and neither valid nor invalid where it is `ignore_index`. Without `class_weight` each weighs 1. Return whether all
+    rows count, by weights of 1.
+    """
+    at, inner = first, target.shape[1]
     step = target.strides[1] // target.itemsize
     weights = pointer(class_weight, (0,))
     invalid = lane_numbers() & 0
-    weight, of_huge = widen(invalid), 0.0
+    weight, total = widen(invalid), 0.0
     while at < last:
         o = at // inner
         start = at - o * inner
         stop = min(start + last - at, inner)
         row = pointer(target, (o, 0))
+        at += stop - start
         if classes <= LARGEST_INT32:
+            if class_weight is None and step == 1:
+                whole = (stop - start) // LANES * LANES
+                valid, wrong = _count(advance(row, start), whole, classes, ignore_index)
+                total += valid
+                if wrong > 0:
+                    out_sums[INVALID] = 1.0
+                start += whole
             for i in range(start, stop, LANES):
                 label = class_indices(row, i * step, step, stop - i, classes, ignore_index)
                 weight = weight + _weights_of(weights, label)
@@ -77,33 +112,73 @@ def _survey(launcher, blocks, block, target, classes, ignore_index, class_weight
             for i in range(start, stop):
                 label = class_index(target, o, i, classes, ignore_index)
                 if label >= 0:
-                    of_huge += weight_of(class_weight, label)
+                    total += weight_of(class_weight, label)
                 elif not is_ignored(target[o, i], ignore_index):
                     out_sums[INVALID] = 1.0
-        at += stop - start
     if sum_lanes(invalid) > 0:
         out_sums[INVALID] = 1.0  # several threads may write it, all the same value
-    out_sums[block] = sum_lanes(weight) + of_huge
+    total += sum_lanes(weight)
+    out_sums[(out_sums.size - 2) // 2 + number] += total
+    return class_weight is None and total == last - first
+
+
+@shared
+def _survey(launcher, blocks, block, target, classes, ignore_index, class_weight, rows_per_block, out_sums):
+    """Do `survey_rows` of all rows, by blocks of `rows_per_block`."""
+    if distributed(launcher, blocks, block):
+        return
+    first = block * rows_per_block
+    last = min(first + rows_per_block, target.size)
+    survey_rows(target, first, last, classes, ignore_index, class_weight, block, out_sums)
 
 
 @shared
 def surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):
     """Return whether the kernel goes on: False in a user's call, where `block` is -1, with an invalid class index.
 
-    The user's call looks at all of them, before anything is written: it puts what `WEIGHT` and `INVALID` say into
-    `out_sums`, zeros so far. The other elements, the kernel's sums of losses, hold those of the weights meanwhile.
+    The user's call looks at all of them, before anything is written. `out_sums`, zeros so far, is for the sums of the
+    losses by blocks, then as many for those of the weights of the targets, `WEIGHT` for their sum, and `INVALID`. A
+    kernel that only adds losses can have its blocks do `survey_rows` instead: then `WEIGHT` stays 0.
     """
     if target is None or block >= 0:
         return True
-    blocks = out_sums.size - 2
+    blocks = (out_sums.size - 2) // 2
     rows_per_block = (target.size + blocks - 1) // blocks
     launcher = launcher if target.size >= SERIAL_ROWS else 0
     _survey(launcher, blocks, block, target, classes, ignore_index, class_weight, rows_per_block, out_sums)
     weight = 0.0
-    for number in range(blocks):
+    for number in range(blocks, 2 * blocks):
         weight += out_sums[number]
     out_sums[WEIGHT] = weight
     return out_sums[INVALID] == 0.0
+
+
+@shared
+def side_by_side(target, o, first, count, copy):
+    """Return the pointer to the class indices target[o, first : first + count], or to a copy in the array `copy`.
+
+    Vectors of `LANES` can be read from there: what lies behind the last index is in the copy, of no meaning.
+    """
+    if target.strides[1] == target.itemsize and count % LANES == 0:
+        return pointer(target, (o, first))
+    for i in range(count):
+        copy[i] = target[o, first + i]
+    return pointer(copy, (0,))
+
+
+@inlined
+def labels_of(source, count, plain, classes, ignore_index):
+    """Return the class indices of `LANES` rows from the pointer `source` on as int32, -1 from the lane `count` on.
+
+    It is -1 where they are not to count, too; with `plain`, which `survey_rows` returns, all are.
+    """
+    if plain:
+        label = narrow(load_integers(source, 0))
+    else:
+        label = class_indices(source, 0, 1, LANES, classes, ignore_index)
+    if count < LANES:
+        label = select(lane_numbers() < count, label, constant(label, -1))
+    return label
 
 
 @inlined
