@@ -33,7 +33,7 @@ def _there_and_back(x: np.ndarray, classes: Any, given: float, sums: np.ndarray,
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
 @pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 8, 9, 12, 23])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 23])
 def test_rows_to_classes_and_back(classes: int, stored: Any) -> None:
     """Neither what lies before the rows nor what lies behind them is touched: it would be on an unreadable page."""
     expected = numbers(LANES * classes, stored)
