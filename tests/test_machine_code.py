@@ -152,6 +152,14 @@ def test_no_library_function_does_the_mathematics(kernel: str, cpu: str) -> None
     assert called == []
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_vectors_on_the_stack_are_aligned(kernel: str) -> None:
+    """One that lay across two pages would make a kernel that streams several times slower, in some processes."""
+    of_kernel, *_ = assembly("haswell")[kernel].split("_ZN7cpython")  # the entry for Python follows
+    assert re.search(r"%ymm\d+, \d+\(%rsp\)", of_kernel)
+    assert re.search(r"andq\s+\$-(64|128), %rsp", of_kernel)
+
+
 def test_streamed_gradients_are_non_temporal_stores() -> None:
     for kernel in ("rows", "bce"):
         assert re.search(r"vmovntp[sd]\s+%ymm", assembly("haswell")[kernel])

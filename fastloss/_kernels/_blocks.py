@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastloss._kernels._jit import parallel
+from fastloss._kernels._jit import align_stack, parallel
 
 _RESULT, _EXCEPTION, _BLOCK = 0, 1, 4
 """Positions among the arguments of a compiled kernel: Numba puts two pointers before its own."""
@@ -64,6 +64,7 @@ def distributed(typingctx, launcher, blocks, block):
     def generate(context, builder, signature, arguments):
         launcher, blocks, block = arguments
         kernel = builder.function
+        align_stack(kernel)
         code, exception = kernel.function_type.return_type, kernel.args[_EXCEPTION].type.pointee
         packed_type = ir.LiteralStructType([*kernel.function_type.args, code, exception])
         packed = cgutils.alloca_once(builder, packed_type)

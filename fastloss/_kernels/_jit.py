@@ -21,6 +21,18 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}
 """Division by zero gives inf or nan without a branch; other Python threads run while a kernel does."""
 
 
+STACK_ALIGNMENT = 64
+"""Bytes, a cache line. By itself LLVM keeps vectors on the stack aligned to 16, as the systems' calling conventions do:
+in one process of twenty one that a loop needs lies across two pages, and beside streamed stores that takes 3 to 7 times
+as long."""
+
+
+def align_stack(function):
+    """Have LLVM align what `function`, of llvmlite.ir, keeps on the stack."""
+    function.attributes.alignstack = STACK_ALIGNMENT
+    function.attributes.add("noredzone")  # which no such frame has; llvmlite writes no alignment alone
+
+
 class _HelperLibrary(JITCodeLibrary):
     """The code of a helper for LLVM, to be linked into kernels: these alone are optimised and become machine code.
 
@@ -28,6 +40,12 @@ class _HelperLibrary(JITCodeLibrary):
     nor raise what has run-time values in it, for which they would need Numba's environment, nor call each other in
     circles.
     """
+
+    def add_ir_module(self, ir_module):
+        for function in ir_module.functions:
+            if not function.is_declaration:
+                align_stack(function)
+        super().add_ir_module(ir_module)
 
     def _optimize_final_module(self):
         """Leave that to the kernels."""
