@@ -14,7 +14,7 @@ import pytest
 
 from fastloss._kernels import elementary
 from fastloss._kernels._memory import load, pointer, store
-from fastloss._kernels._simd import LANES
+from fastloss._kernels._simd import LANES, constant
 
 Function = Callable[[np.ndarray], np.ndarray]
 DTYPES = (np.float32, np.float64)
@@ -53,24 +53,27 @@ def _exp_unscaled(x: Any) -> Any:
 
 
 @numba.njit
-def _log_of_probability(x: Any) -> Any:
-    return elementary.logs_of_probability(x)[0]
+def _log_of_inverse(x: Any) -> Any:
+    return elementary.log_of_ratio(constant(x, 1), x)
 
 
 @numba.njit
-def _log_of_complement(x: Any) -> Any:
-    return elementary.logs_of_probability(x)[1]
+def _log_of_ratio(x: Any) -> Any:
+    return elementary.log_of_ratio(constant(x, DIVIDEND), x)
 
+
+DIVIDEND = 0.703125
+"""A number that both dtypes hold, near the square root of 1 / 2."""
 
 PARTS = {
     "exp_scaled": ("exp", _exp_unscaled),
-    "log_of_probability": ("logs_of_probability", _log_of_probability),
-    "log_of_complement": ("logs_of_probability", _log_of_complement),
+    "log_of_inverse": ("log_of_ratio", _log_of_inverse),
+    "log_of_ratio": ("log_of_ratio", _log_of_ratio),
 }
-"""What is tested of a function's results: (the function, its part)."""
+"""What is tested in the place of a function: (the function, what makes it one of a single number)."""
 
 NAMES = (
-    "exp", "exp_scaled", "log", "log_of_normal", "log_of_probability", "log_of_complement", "log1p_of_sum",
+    "exp", "exp_scaled", "log", "log_of_normal", "log_of_inverse", "log_of_ratio", "log1p_of_sum",
     "decay", "log1p_of_fraction", "sigmoid", "softplus",
 )  # fmt: skip
 FUNCTIONS = {name: wrapped(PARTS[name][1] if name in PARTS else getattr(elementary, name)) for name in NAMES}
@@ -79,20 +82,21 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp_scaled": np.exp,
     "log": np.log,
     "log_of_normal": np.log,
-    "log_of_probability": np.log,
-    "log_of_complement": lambda x: np.log1p(-x),
+    "log_of_inverse": lambda x: -np.log(x),
+    "log_of_ratio": lambda x: np.log1p((DIVIDEND - x) / x),
     "log1p_of_sum": np.log1p,
     "decay": lambda x: np.exp(-abs(x)),
     "log1p_of_fraction": np.log1p,
     "sigmoid": lambda x: np.where(x < 0, np.exp(-abs(x)), 1) / (1 + np.exp(-abs(x))),
     "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-abs(x))),
 }
+SMALLEST = np.float64(5e-324)  # not a number of Python, which would become 0 in float32
 DOMAIN = {
     "exp_scaled": (-np.inf, 0.0),
     "log": (0.0, np.inf),
     "log_of_normal": (float(np.finfo(np.float32).tiny), np.inf),
-    "log_of_probability": (0.0, 1.0),
-    "log_of_complement": (0.0, 1.0),
+    "log_of_inverse": (SMALLEST, 1.0),
+    "log_of_ratio": (SMALLEST, DIVIDEND),
     "log1p_of_sum": (0.0, np.inf),
     "log1p_of_fraction": (0.0, 1.0),
 }
@@ -175,8 +179,8 @@ def test_error_against_mpmath(name: str, dtype: type) -> None:
             "exp_scaled": mpmath.exp,
             "log": lambda v: mpmath.log(v) if v else -mpmath.inf,
             "log_of_normal": mpmath.log,
-            "log_of_probability": lambda v: mpmath.log(v) if v else -mpmath.inf,
-            "log_of_complement": lambda v: mpmath.log1p(-v) if v < 1 else -mpmath.inf,
+            "log_of_inverse": lambda v: -mpmath.log(v),
+            "log_of_ratio": lambda v: mpmath.log(DIVIDEND / v),
             "decay": lambda v: mpmath.exp(-abs(v)),
             "log1p_of_sum": mpmath.log1p,
             "log1p_of_fraction": mpmath.log1p,
@@ -243,8 +247,8 @@ SPECIAL = {
     "exp_scaled": [(0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (NAN, NAN), (-1e30, 0.0)],
     "log": [(0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (NAN, NAN), (1.0, 0.0), (-1.0, NAN), (-1e-40, NAN)],
     "log_of_normal": [(1.0, 0.0), (NAN, NAN)],
-    "log_of_probability": [(0.0, -INF), (1.0, 0.0)],
-    "log_of_complement": [(0.0, 0.0), (1.0, -INF)],
+    "log_of_inverse": [(1.0, 0.0)],
+    "log_of_ratio": [(DIVIDEND, 0.0)],
     "log1p_of_sum": [(0.0, 0.0), (NAN, NAN)],
     "decay": [(0.0, 1.0), (-0.0, 1.0), (INF, 0.0), (-INF, 0.0), (NAN, NAN)],
     "log1p_of_fraction": [(0.0, 0.0), (NAN, NAN)],
@@ -262,6 +266,14 @@ def test_special_values(name: str, dtype: type) -> None:
         np.testing.assert_array_equal(result, expected)
         numbers = ~np.isnan(expected)
         np.testing.assert_array_equal(np.signbit(result[numbers]), np.signbit(expected[numbers]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ratio_to_zero_is_above_all_others(dtype: type) -> None:
+    largest = -float(np.log(np.longdouble(np.finfo(dtype).smallest_subnormal)))
+    for name in ("log_of_inverse", "log_of_ratio"):
+        for function in FUNCTIONS[name]:
+            assert largest < function(np.zeros(1, dtype))[0] < np.inf
 
 
 @pytest.mark.slow

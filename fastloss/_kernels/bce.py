@@ -7,7 +7,7 @@ import numpy as np
 from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, kernel
 from fastloss._kernels._simd import constant, multiply_add, select
-from fastloss._kernels.elementary import decay, log1p_of_fraction, logs_of_probability
+from fastloss._kernels.elementary import decay, log1p_of_fraction, log_of_ratio
 from fastloss._kernels.pointwise import kernel_of, pointwise_block
 
 LOG_FLOOR = -100.0
@@ -21,16 +21,24 @@ VARIANCE_FLOOR = 1e-12
 def _of_probabilities(x, target, pos_weight, summed):
     """-t log(x) - (1 - t) log(1 - x), nan unless both are in [0, 1]; by x, (x - t) / (x (1 - x)). Torch's floors.
 
-    x (1 - x) is negative where x is out of range, and does not underflow there: one of its factors is at least 1/2.
+    Let s be the smaller of x and 1 - x over the larger, which then are s / (1 + s) and 1 / (1 + s). So the loss is
+    log(1 + s) - u log(s), where u is t or 1 - t: neither term is negative, and the first is one of those that a product
+    adds up. The smaller of x and 1 - x is exact, and negative where x is out of range.
     """
-    one, floor = constant(x, 1), constant(x, LOG_FLOOR)
-    log_x, log_rest = logs_of_probability(x)
-    log_x, log_rest = select(log_x < floor, floor, log_x), select(log_rest < floor, floor, log_rest)
-    rest = one - target
-    variance = x * (one - x)
-    loss = select((variance >= 0.0) & (target * rest >= 0.0), -(target * log_x + rest * log_rest), np.nan)
-    variance = select(variance < VARIANCE_FLOOR, constant(x, VARIANCE_FLOOR), variance)
-    return loss, None, (x - target) / variance
+    zero, one, highest = constant(x, 0), constant(x, 1), constant(x, -LOG_FLOOR)
+    complement, rest = one - x, one - target
+    below = x < complement
+    smaller, larger = select(below, x, complement), select(below, complement, x)
+    odds = smaller / larger
+    minus_log = log_of_ratio(larger, smaller)
+    minus_log = select(minus_log < highest, minus_log, highest)
+    valid = (smaller >= zero) & (target * rest >= zero)
+    loss = select(valid, select(below, target, rest) * minus_log, constant(x, np.nan))
+    variance, lowest = x * complement, constant(x, VARIANCE_FLOOR)
+    derivative = (x - target) / select(variance > lowest, variance, lowest)
+    if summed is not None:
+        return loss, odds, derivative
+    return loss + log1p_of_fraction(odds), None, derivative
 
 
 @inlined
@@ -67,7 +75,7 @@ def _outside_unit(x, target, pos_weight, summed):
     return select((x >= zero) & (x <= one), zero, one), None, x
 
 
-bce = kernel_of(_of_probabilities)
+bce = kernel_of(_of_probabilities, has_logs=True)
 bce_with_logits = kernel_of(_of_logits, has_logs=True)
 
 

@@ -229,49 +229,29 @@ def unscale(x):
 
 
 @inlined_by_type
-def _reduced(u):
-    """Return (k, m - 1) for a normal finite u > 0, which is 2**k m with sqrt(1/2) <= m < sqrt(2)."""
+def _log_of_normal(u, correction):
+    """Return log(u) + correction for a normal finite u > 0 and a tiny correction.
+
+    With u = 2**k m and sqrt(1/2) <= m < sqrt(2), log(m) is 2 atanh(s) for s = (m - 1) / (m + 1).
+    """
     f = _format_of(u)
     bits, magic = f.mantissa_bits, f.rounding_magic
     lowest_m = _bits(f, math.sqrt(0.5))
     bias = f.bias + 1  # keeps k positive while it is an integer: no CPU before AVX-512 shifts 64 bits with their sign
     magic_bits = _bits(f, magic)
-    fraction = (1 << bits) - 1
-
-    def implementation(u):
-        shifted = subtract_bits(as_bits(u), lowest_m - (bias << bits))
-        m = from_bits(add_bits(and_bits(shifted, fraction), lowest_m))
-        k = from_bits(add_bits(shift_right(shifted, bits), magic_bits)) - constant(u, magic + bias)
-        return k, m - constant(u, 1)
-
-    return implementation
-
-
-@inlined_by_type
-def _log_of_reduced(k, fraction, s, correction):
-    """Return log(2**k (1 + fraction)) + correction, a tiny one, for s = fraction / (2 + fraction).
-
-    log(1 + fraction) is 2 atanh(s).
-    """
-    f = _format_of(fraction)
+    below_exponent = (1 << bits) - 1
     ln2_high, ln2_low, coefficients = f.ln2_high, f.ln2_low, f.log_coefficients
 
-    def implementation(k, fraction, s, correction):
+    def implementation(u, correction):
+        shifted = subtract_bits(as_bits(u), lowest_m - (bias << bits))
+        m = from_bits(add_bits(and_bits(shifted, below_exponent), lowest_m))
+        k = from_bits(add_bits(shift_right(shifted, bits), magic_bits)) - constant(u, magic + bias)
+        fraction = m - constant(u, 1)
+        s = fraction / (fraction + constant(u, 2))
         z = s * s
-        half_square = constant(s, 0.5) * fraction * fraction
+        half_square = constant(u, 0.5) * fraction * fraction
         tail = multiply_add(s, half_square + z * polynomial(z, coefficients), multiply_add(k, ln2_low, correction))
         return multiply_add(k, ln2_high, fraction - (half_square - tail))
-
-    return implementation
-
-
-@inlined_by_type
-def _log_of_normal(u, correction):
-    """Return log(u) + correction for a normal finite u > 0 and a tiny correction."""
-
-    def implementation(u, correction):
-        k, fraction = _reduced(u)
-        return _log_of_reduced(k, fraction, fraction / (fraction + constant(u, 2)), correction)
 
     return implementation
 
@@ -305,24 +285,27 @@ def log(x):
 
 
 @inlined_by_type
-def logs_of_probability(x):
-    """Return (log(x), log(1 - x)) for 0 <= x <= 1: at most 1.5 ulp, by one division; -inf where x or 1 - x is 0."""
+def log_of_ratio(a, b):
+    """Return log(a / b) for 1/2 <= a <= 1 and 0 < b <= a: at most 2 ulp; at 0 a number larger than for every such b.
 
-    def implementation(x):
-        zero, one, two = constant(x, 0), constant(x, 1), constant(x, 2)
-        rest = one - x
-        lost = (one - rest) - x  # what the rounding of `rest` took, exactly, and nothing for x >= 1/2
-        normal, shift = _scaled_up(x)
-        k, fraction = _reduced(normal)
-        k_rest, fraction_rest = _reduced(rest)
-        above, above_rest = fraction + two, fraction_rest + two
-        inverse = one / (above * above_rest)
-        log_x = _log_of_reduced(k, fraction, fraction * (above_rest * inverse), zero) - shift
-        # 1 / (1 - x) is near enough to 1 + x where something was lost.
-        s_rest = fraction_rest * (above * inverse)
-        log_rest = _log_of_reduced(k_rest, fraction_rest, s_rest, multiply_add(lost, x, lost))
-        minus_inf = constant(x, -math.inf)
-        return select(x > zero, log_x, minus_inf), select(rest > zero, log_rest, minus_inf)
+    It is 2 atanh((a - m) / (a + m)) - k ln(2) for b = 2**k m, so that the ratio itself is not needed. By the bits of a
+    and b, which are nearly logarithms to base 2, m is chosen within a factor of 3/2 of a.
+    """
+    f = _format_of(a)
+    bits, magic, up = f.mantissa_bits, f.rounding_magic, 2.0**f.scale_exponent
+    offset, half, whole = f.bias << bits, 1 << (bits - 1), -1 << bits  # the offset keeps the difference positive
+    magic_bits, shift = _bits(f, magic), magic + f.bias + f.scale_exponent
+    coefficients, ln2_high, ln2_low = f.log1p_coefficients, f.ln2_high, f.ln2_low
+
+    def implementation(a, b):
+        lifted = add_bits(as_bits(b * constant(b, up)), offset)  # normal, also of a subnormal b
+        difference = subtract_bits(lifted, subtract_bits(as_bits(a), half))
+        minus_k = constant(a, shift) - from_bits(add_bits(shift_right(difference, bits), magic_bits))
+        m = from_bits(subtract_bits(lifted, and_bits(difference, whole)))
+        s = (a - m) / (a + m)
+        z = s * s
+        log_of_m = multiply_add(s * z, polynomial(z, coefficients), multiply_add(minus_k, ln2_low, s + s))
+        return multiply_add(minus_k, ln2_high, log_of_m)
 
     return implementation
 
