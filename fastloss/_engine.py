@@ -478,16 +478,17 @@ def _unit_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _check_probabilities(input: np.ndarray, target: np.ndarray) -> None:
     """Raise the ValueError of the first element that is not in [0, 1]."""
+    if input.size == 0:
+        return
     k = _lazy()
+    x, (t,), _ = _layout.elements(input, (target,), ())
+    length, count = _unit_blocks(x.shape)
+    outside = np.empty(count)
+    _threads.run(k.bce.count_outside_unit, x.size, count, x, t, length, outside)
+    if not outside.any():
+        return
     for name, array in (("input", input), ("target", target)):
-        if array.size == 0:
-            continue
-        x, _, _ = _layout.elements(array, (), ())
-        length, count = _unit_blocks(x.shape)
-        outside = np.empty(count)
-        _threads.run(k.bce.count_outside_unit, array.size, count, x, length, outside)
-        if outside.any():
-            position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
-            if position is None:
-                raise ValueError(f"{name} has been changed during the call; an element was not between 0 and 1")
+        position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))
+        if position is not None:
             raise ValueError(f"{name}{_checks.at(position)} is {array[position]}; it must lie between 0 and 1")
+    raise ValueError("input or target has been changed during the call; an element was not between 0 and 1")

@@ -70,9 +70,10 @@ def _of_logits(x, target, pos_weight, summed):
 
 @inlined
 def _outside_unit(x, target, pos_weight, summed):
-    """1 where x is not in [0, 1], nan included, else 0."""
+    """1 where x or t is not in [0, 1], nan included, else 0."""
     zero, one = constant(x, 0), constant(x, 1)
-    return select((x >= zero) & (x <= one), zero, one), None, x
+    inside = (x >= zero) & (x <= one) & (target >= zero) & (target <= one)
+    return select(inside, zero, one), None, x
 
 
 bce = kernel_of(_of_probabilities, has_logs=True)
@@ -80,10 +81,13 @@ bce_with_logits = kernel_of(_of_logits, has_logs=True)
 
 
 @kernel
-def count_outside_unit(launcher, blocks, block, x, units_per_block, out_count):
-    """Count the elements of a 3-D `x` that are not in [0, 1], nan among them, by blocks like those of `kernel_of`."""
+def count_outside_unit(launcher, blocks, block, x, target, units_per_block, out_count):
+    """Count the elements of a 3-D `x` and `target` where either is not in [0, 1], by blocks like those of `kernel_of`.
+
+    The last block comes first, so that what `bce` begins with is still in a cache.
+    """
     if distributed(launcher, blocks, block):
         return
     out_count[block] = pointwise_block(
-        _outside_unit, None, block, units_per_block, x, None, None, None, 1.0, False, None, None
+        _outside_unit, None, blocks - 1 - block, units_per_block, x, target, None, None, 1.0, False, None, None
     )
