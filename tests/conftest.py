@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
+import threading
 
 import pytest
 
@@ -18,3 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))))
     folder = f"fastloss-tests-{getpass.getuser()}-{digest.hexdigest()[:16]}"
     os.environ["NUMBA_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()) / folder)
+
+
+def pytest_collection() -> None:
+    """Have coverage, which is on by now, trace no other threads: Numba compiles in one, and twice as long if traced."""
+    threading.settrace(None)

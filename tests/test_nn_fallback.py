@@ -184,6 +184,38 @@ def test_small_inputs_go_to_torch(kernels: list[str], monkeypatch: pytest.Monkey
         F.cross_entropy(input, target)
 
 
+@pytest.mark.parametrize("name", sorted(F.CROSSOVERS))
+def test_small_inputs_of_each_function_go_to_torch(
+    name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTLOSS_MIN_SIZE")
+    _, labels = problem()
+    probabilities = torch.softmax(problem()[0], 1)
+    others: dict[str, tuple[Any, ...]] = {
+        "cross_entropy": (labels,), "nll_loss": (labels,), "softmax": (1,), "log_softmax": (1,), "sigmoid": (),
+        "logsigmoid": (), "kl_div": (probabilities, None, None, "batchmean"),
+    }  # fmt: skip
+    arguments = (probabilities, *others.get(name, (probabilities,)))
+    assert torch.equal(getattr(F, name)(*arguments), getattr(own, name)(*arguments))
+    assert kernels == []
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+def test_deprecated_arguments_are_reductions(kernels: list[str]) -> None:
+    input, target = problem()
+    assert F.cross_entropy(input, target, size_average=False) == F.cross_entropy(input, target, reduction="sum")
+    assert kernels == ["class_loss", "class_loss"]
+    probabilities = torch.softmax(input, 1)
+    assert F.kl_div(input, probabilities, size_average=False) == own.kl_div(input, probabilities, reduction="sum")
+    assert len(kernels) == 2, "torch answered the last one"
+
+
+def test_softmax_in_another_dtype(kernels: list[str]) -> None:
+    input, _ = problem()
+    torch.testing.assert_close(F.softmax(input, 1, dtype=torch.float64), own.softmax(input.double(), 1))
+    assert kernels == ["softmax"]
+
+
 THREADS = """
 import sys, torch
 layer, threads = sys.argv[1], int(sys.argv[2])
