@@ -258,7 +258,7 @@ def test_small_binary_cross_entropies_are_not_lost(pos_weight: float, dtype: np.
 def test_binary_cross_entropy_saturates(dtype: np.dtype[Any]) -> None:
     """The loss at 100, the derivative at 1e12; torch's 1e-12 is that of float32."""
     tiny, below_one = np.finfo(dtype).smallest_subnormal, 1 - np.finfo(dtype).epsneg
-    for x in (0, 1, tiny, 1e-30, 1e-7, 0.5, below_one):
+    for x in (0, -0.0, 1, tiny, 1e-30, 1e-7, 0.5, below_one):
         for t in (0, 1, 0.5):
             arguments = np.array([x], dtype), np.array([t], dtype)
             ours = fl.binary_cross_entropy(*arguments, reduction="none", return_grad=True)
@@ -267,6 +267,7 @@ def test_binary_cross_entropy_saturates(dtype: np.dtype[Any]) -> None:
             for result, peers_result, exact_result in zip(ours, theirs, truth, strict=True):
                 assert_close(result, exact_result, dtype)
                 assert peers_result == pytest.approx(result, rel=1e-6)
+            assert_close(fl.binary_cross_entropy(*arguments), truth[0][0], dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)

@@ -273,7 +273,8 @@ def test_the_ratio_to_zero_is_above_all_others(dtype: type) -> None:
     largest = -float(np.log(np.longdouble(np.finfo(dtype).smallest_subnormal)))
     for name in ("log_of_inverse", "log_of_ratio"):
         for function in FUNCTIONS[name]:
-            assert largest < function(np.zeros(1, dtype))[0] < np.inf
+            assert (largest < function(np.array([0.0, -0.0], dtype))).all()
+            assert (function(np.array([0.0, -0.0], dtype)) < np.inf).all()
 
 
 @pytest.mark.slow

@@ -298,7 +298,7 @@ def log_of_ratio(a, b):
     coefficients, ln2_high, ln2_low = f.log1p_coefficients, f.ln2_high, f.ln2_low
 
     def implementation(a, b):
-        lifted = add_bits(as_bits(b * constant(b, up)), offset)  # normal, also of a subnormal b
+        lifted = add_bits(as_bits(multiply_add(b, up, 0.0)), offset)  # of a normal number or of +0
         difference = subtract_bits(lifted, subtract_bits(as_bits(a), half))
         minus_k = constant(a, shift) - from_bits(add_bits(shift_right(difference, bits), magic_bits))
         m = from_bits(subtract_bits(lifted, and_bits(difference, whole)))
