@@ -481,11 +481,16 @@ def _check_probabilities(input: np.ndarray, target: np.ndarray) -> None:
     if input.size == 0:
         return
     k = _lazy()
-    x, (t,), _ = _layout.elements(input, (target,), ())
-    length, count = _unit_blocks(x.shape)
-    outside = np.empty(count)
-    _threads.run(k.bce.count_outside_unit, x.size, count, x, t, length, outside)
-    if not outside.any():
+    # Each by itself where they would have to be copied to be walked together.
+    pairs = [(input, target)] if input.strides == target.strides else [(input, input), (target, target)]
+    for pair in pairs:
+        x, (other,), _ = _layout.elements(pair[0], pair[1:], ())
+        length, count = _unit_blocks(x.shape)
+        outside = np.empty(count)
+        _threads.run(k.bce.count_outside_unit, x.size, count, x, other, length, outside)
+        if outside.any():
+            break
+    else:
         return
     for name, array in (("input", input), ("target", target)):
         position = _first_where(array, lambda some: ~((some >= 0) & (some <= 1)))

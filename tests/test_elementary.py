@@ -268,6 +268,25 @@ def test_special_values(name: str, dtype: type) -> None:
         np.testing.assert_array_equal(np.signbit(result[numbers]), np.signbit(expected[numbers]))
 
 
+@numba.njit(error_model="numpy")
+def _logs_of_ratios(a: np.ndarray, b: np.ndarray, result: np.ndarray) -> None:
+    for i in range(a.size):
+        result[i] = elementary.log_of_ratio(a[i], b[i])
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logarithm_of_any_ratio(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.uniform(0.5, 1.0, 1_000_000).astype(dtype)
+    ratios = np.concatenate([1 - np.exp2(rng.uniform(-22, 0, a.size // 2)), rng.uniform(0.4, 1.0, a.size // 2)])
+    b = np.minimum(a, (a * ratios).astype(dtype))
+    result = np.empty_like(a)
+    _logs_of_ratios(a, b, result)
+    exact = np.log1p((a.astype(np.longdouble) - b) / b)
+    assert error_in_ulps(result, exact).max() <= stated_bound("log_of_ratio", dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ratio_to_zero_is_above_all_others(dtype: type) -> None:
     largest = -float(np.log(np.longdouble(np.finfo(dtype).smallest_subnormal)))

@@ -58,7 +58,7 @@ def distributed(typingctx, launcher, blocks, block):
 
     A kernel, or what a kernel shares, has these three as its first arguments, and does before it only what the user's
     call is to do once. It is then called for each block, from the threads of `launcher` or, where that is 0, one after
-    the other.
+    the other. Since all kernels pass here, this also aligns what they keep on the stack.
     """
 
     def generate(context, builder, signature, arguments):

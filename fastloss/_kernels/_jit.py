@@ -22,15 +22,15 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}
 
 
 STACK_ALIGNMENT = 64
-"""Bytes, a cache line. By itself LLVM keeps vectors on the stack aligned to 16, as the systems' calling conventions do:
-in one process of twenty one that a loop needs lies across two pages, and beside streamed stores that takes 3 to 7 times
-as long."""
+"""Bytes, a cache line. By itself LLVM aligns vectors on the stack to 16, as the systems' calling conventions do. So, in
+about a process of twenty, a vector that a loop needs lies across two pages; beside streamed stores such a loop takes 3
+to 7 times as long."""
 
 
 def align_stack(function):
     """Have LLVM align what `function`, of llvmlite.ir, keeps on the stack."""
     function.attributes.alignstack = STACK_ALIGNMENT
-    function.attributes.add("noredzone")  # which no such frame has; llvmlite writes no alignment alone
+    function.attributes.add("noredzone")  # such a frame has none; llvmlite writes no attributes while this set is empty
 
 
 class _HelperLibrary(JITCodeLibrary):

@@ -84,7 +84,7 @@ bce_with_logits = kernel_of(_of_logits, has_logs=True)
 def count_outside_unit(launcher, blocks, block, x, target, units_per_block, out_count):
     """Count the elements of a 3-D `x` and `target` where either is not in [0, 1], by blocks like those of `kernel_of`.
 
-    The last block comes first, so that what `bce` begins with is still in a cache.
+    The last block comes first, so that what `bce` begins with is still in the cache that the cores share.
     """
     if distributed(launcher, blocks, block):
         return

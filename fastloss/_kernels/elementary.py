@@ -286,7 +286,7 @@ def log(x):
 
 @inlined_by_type
 def log_of_ratio(a, b):
-    """Return log(a / b) for 1/2 <= a <= 1 and 0 < b <= a: at most 2 ulp; at 0 a number larger than for every such b.
+    """Return log(a / b) for 1/2 <= a <= 1, 0 < b <= a: at most 2.1 ulp; at b = 0 a number larger than for every such b.
 
     It is 2 atanh((a - m) / (a + m)) - k ln(2) for b = 2**k m, so that the ratio itself is not needed. By the bits of a
     and b, which are nearly logarithms to base 2, m is chosen within a factor of 3/2 of a.
@@ -298,7 +298,7 @@ def log_of_ratio(a, b):
     coefficients, ln2_high, ln2_low = f.log1p_coefficients, f.ln2_high, f.ln2_low
 
     def implementation(a, b):
-        lifted = add_bits(as_bits(multiply_add(b, up, 0.0)), offset)  # of a normal number or of +0
+        lifted = add_bits(as_bits(multiply_add(b, up, 0.0)), offset)  # b is normal now, or +0
         difference = subtract_bits(lifted, subtract_bits(as_bits(a), half))
         minus_k = constant(a, shift) - from_bits(add_bits(shift_right(difference, bits), magic_bits))
         m = from_bits(subtract_bits(lifted, and_bits(difference, whole)))
