@@ -34,9 +34,12 @@ def test_survey(dtype: str, weighted: bool) -> None:
         for classes, ignored, (first, last) in itertools.product(
             (2, 5, 101), (-100, 1, 5), ((0, 80), (3, 77), (38, 43))
         ):
-            weight = rng.random(classes).astype(np.float32) if weighted else None
             counted = [value for value in target.ravel()[first:last].tolist() if value != ignored]
             valid = [value for value in counted if 0 <= value < classes]
+            weight = None
+            if weighted:
+                weight = np.full(classes, np.inf, np.float32)  # of a class that is absent, or ignored
+                weight[valid] = rng.random(len(valid))
             sums = np.zeros(6)
             plain = _survey(target, first, last, classes, ignored, weight, sums)
             expected = len(valid) if weight is None else weight[valid].sum(dtype=np.float64)

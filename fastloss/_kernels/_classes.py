@@ -12,9 +12,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastloss._kernels._elements import accumulator, lane_list
-from fastloss._kernels._jit import shared
-from fastloss._kernels._memory import SQUARE, load_vector, store_vector, transposed
-from fastloss._kernels._simd import LANES, Vector
+from fastloss._kernels._jit import inlined, shared
+from fastloss._kernels._memory import SQUARE, load_one, load_vector, store_vector, transposed, zeros_like
+from fastloss._kernels._simd import LANES, Vector, select
 
 AHEAD = 1024
 """Elements by which the kernels of few classes ask for logits before they read them: further than CPUs do themselves,
@@ -50,6 +50,21 @@ def unrolled(typingctx, step, state, vectors, given):
         return context.make_tuple(builder, result, [state, context.make_tuple(builder, vectors, after)])
 
     return result(step, state, vectors, given), generate
+
+
+@inlined
+def _where_label(c, chosen, vector, given):
+    table, label = given
+    return select(label == c, load_one(table, c), chosen), vector
+
+
+@inlined
+def lookup_few(table, label, vectors):
+    """Return the vector of the elements table[label[lane]], 0 where the label is negative.
+
+    There is a label for each of `vectors`: to compare with all of them is faster than `lookup`, which goes by lanes.
+    """
+    return unrolled(_where_label, zeros_like(table), vectors, (table, label))[0]
 
 
 def _squares(classes):

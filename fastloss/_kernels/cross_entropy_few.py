@@ -15,6 +15,7 @@ from fastloss._kernels._classes import (
     ROWS,
     give_rows,
     load_classes,
+    lookup_few,
     store_classes,
     take_rows,
     unrolled,
@@ -26,7 +27,6 @@ from fastloss._kernels._memory import (
     if_needed,
     itemsize_of,
     keep,
-    lookup,
     pointer,
     prefetch,
     zeros_like,
@@ -88,19 +88,21 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, scale, co
     # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
     above_one = (rest + (e_label - constant(zero, 1) / unscale(zero))) * unscale(zero)
     above_one = select(label >= 0, above_one, zero)
+    if class_weight is not None:
+        weight = lookup_few(class_weight, label, logits)
     if class_weight is None and out_loss is None:
         sums = linear - offset, compounded(growth, above_one)
     else:
         loss = log1p_of_sum(above_one) - offset
         if class_weight is not None:
-            loss = select(label >= 0, loss * lookup(class_weight, label), zero)
+            loss = loss * weight
         if out_loss is not None:
             write_lanes(out_loss, 0, loss, min(count, LANES), False)
         sums = linear + loss, growth
     if out is not None:
         factor = constant(zero, scale) / (rest + e_label)
         if class_weight is not None:
-            factor = factor * lookup(class_weight, label)
+            factor = factor * weight
         factor = select(label >= 0, factor, zero)
         _, gradient = unrolled(_gradient, (), e, (label, -rest * factor, factor))
         store_classes(out, gradient)

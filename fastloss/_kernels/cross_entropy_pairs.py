@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastloss._kernels._blocks import distributed
-from fastloss._kernels._classes import AHEAD, PAIR, ROWS, load_classes, store_classes
+from fastloss._kernels._classes import AHEAD, PAIR, ROWS, load_classes, lookup_few, store_classes
 from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
     advance,
@@ -18,7 +18,6 @@ from fastloss._kernels._memory import (
     if_needed,
     keep,
     load,
-    lookup,
     pointer,
     prefetch,
     scatter,
@@ -83,19 +82,21 @@ def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, 
     z = select(label >= 0, z, -np.inf)
     e = decay(z)
     above = select(zero > z, zero, z)
+    if class_weight is not None:
+        weight = lookup_few(class_weight, label, (first, second))
     if class_weight is None and out_loss is None:
         sums = linear + above, compounded(growth, e)
     else:
         loss = above + log1p_of_fraction(e)
         if class_weight is not None:
-            loss = select(label >= 0, loss * lookup(class_weight, label), zero)
+            loss = loss * weight
         if out_loss is not None:
             write_lanes(out_loss, 0, loss, min(count, LANES), False)
         sums = linear + loss, growth
     if out is not None:
         other = select(z > zero, one, e) / (one + e)
         if class_weight is not None:
-            other = other * lookup(class_weight, label)
+            other = other * weight
         gradient = select(label >= 0, other * scale, zero)
         gradient = select(label == 0, -gradient, gradient)
         _write(out, out_step, gradient, -gradient)

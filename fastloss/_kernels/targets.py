@@ -25,6 +25,9 @@ WEIGHT, INVALID = -2, -1
 LARGEST_INT32 = (1 << 31) - 1
 """Up to so many classes their indices are looked at in vectors."""
 
+COUNTED_CLASSES = 8
+"""Up to so many classes it is faster to count the rows of each than to look up each row's weight."""
+
 SERIAL_ROWS = 1 << 15
 """Below so many class indices one thread looks at them faster than several."""
 
@@ -77,6 +80,16 @@ def _count(source, count, classes, ignore_index):
 
 
 @shared
+def _count_equal(source, count, number):
+    """Return how many of the `count` adjoining class indices are `number`, `count` being vectors' lengths."""
+    equal = as_bits(widen(lane_numbers() & 0))
+    for i in range(0, count, LANES):
+        y = load_integers(source, i)
+        equal = equal + select(y == number, constant(y, 1), constant(y, 0))
+    return sum_lanes(equal)
+
+
+@shared
 def survey_rows(target, first, last, classes, ignore_index, class_weight, number, out_sums):
     """Look at the class indices of the rows [first, last): add the sum of their weights to `out_sums`.
 
@@ -97,10 +110,16 @@ def survey_rows(target, first, last, classes, ignore_index, class_weight, number
         row = pointer(target, (o, 0))
         at += stop - start
         if classes <= LARGEST_INT32:
-            if class_weight is None and step == 1:
+            if step == 1 and (class_weight is None or classes <= COUNTED_CLASSES):
                 whole = (stop - start) // LANES * LANES
                 valid, wrong = _count(advance(row, start), whole, classes, ignore_index)
-                total += valid
+                if class_weight is None:
+                    total += valid
+                else:
+                    for c in range(classes):
+                        rows = _count_equal(advance(row, start), whole, c)
+                        if rows > 0 and c != ignore_index:  # the weight of a class without rows can be infinite
+                            total += rows * weight_of(class_weight, c)
                 if wrong > 0:
                     out_sums[INVALID] = 1.0
                 start += whole
