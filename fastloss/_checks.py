@@ -36,13 +36,12 @@ def at(position: Sequence[Any]) -> str:
     return f"[{', '.join(str(int(index)) for index in position)}]" if len(position) else ""
 
 
-def _not_masked(name: str, value: Any) -> None:
-    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):  # looking up the latter takes longer
-        raise TypeError(f"{name} is a masked array; it must be a plain one, such as its filled() is")
-
-
 def _plain_array(name: str, value: Any) -> np.ndarray:
-    _not_masked(name, value)
+    """Return `value` as an array that is not masked: at once where it is one, as small calls take little longer."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; it must be a plain one, such as its filled() is")
     return np.asarray(value)
 
 
@@ -176,7 +175,7 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray
         return None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is of type {type(out).__name__}; it must be a NumPy array")
-    _not_masked("out", out)
+    _plain_array("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out has dtype {out.dtype}; it must have that of the result, {dtype}")
     same_shape("out", out, shape, "the result")

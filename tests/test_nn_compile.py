@@ -15,6 +15,7 @@ import fastloss.nn.functional as F
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:.torch.jit"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning"),  # torch's, on Python 3.13.0
 ]
 
 
