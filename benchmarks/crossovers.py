@@ -1,8 +1,9 @@
 """`python -m benchmarks.crossovers`: from how many elements on fastloss.nn is faster than torch's own functions.
 
 For each function and a grid of shapes by powers of four, loss and gradient through autograd, or the forward pass alone,
-are timed by the kernels and by torch in turns. A crossover is the least number of elements from which on no shape of
-the grid is slower than torch: the source of `CROSSOVERS` in fastloss/nn/functional.py.
+are timed by the kernels and by torch in turns. A crossover is the least number of elements (of `nll_loss` without a
+gradient, which reads one of each row: of rows) from which on no shape of the grid is slower than torch: the source of
+`CROSSOVERS` in fastloss/nn/functional.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LARGEST = 1 << 24
 """Elements of the largest inputs."""
 
 SHAPES = [
-    (n, c) for n, c in itertools.product([4**i for i in range(9)], [2 * 4**i for i in range(9)]) if n * c <= LARGEST
+    (n, c) for n, c in itertools.product([4**i for i in range(12)], [2 * 4**i for i in range(9)]) if n * c <= LARGEST
 ]
 
 
@@ -82,8 +83,9 @@ def main() -> None:
         if options.only not in name:
             continue
         ratios = {shape: ratio_of(name, shape, with_grad, options.rounds) for shape in SHAPES}
-        slower = [n * c for (n, c), ratio in ratios.items() if ratio < 1]
-        larger = [n * c for n, c in SHAPES if n * c > max(slower, default=0)]
+        sizes = {(n, c): n if name == "nll_loss" and not with_grad else n * c for n, c in SHAPES}
+        slower = [sizes[shape] for shape, ratio in ratios.items() if ratio < 1]
+        larger = [size for size in sizes.values() if size > max(slower, default=0)]
         first = min(larger, default=LARGEST)
         worst = min(ratios, key=lambda shape: ratios[shape])
         print(

@@ -59,7 +59,9 @@ def float_array(name: str, value: Any) -> np.ndarray:
 
 def like_input(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """Return `value` as an array of real numbers in `dtype`, itself where it is one."""
-    array = float_array(name, value)
+    array = _plain_array(name, value)
+    if array.dtype.kind not in "iub":  # which need not become float64 on their way
+        array = float_array(name, array)
     return array if array.dtype == dtype else array.astype(dtype)
 
 

@@ -44,7 +44,7 @@ CHUNKS = 1 << 14
 """Rows are cut into about so many chunks at most: their statistics take 512 KiB."""
 
 FEW_BYTES = 64
-"""Up to classes that take so much, a group of rows is turned and worked on in registers, as far as there are enough."""
+"""Rows of at most so many bytes have a kernel for their number of classes, which keeps groups of them in registers."""
 
 TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
@@ -71,6 +71,7 @@ those of the kernels of few classes, which keep a core as busy as memory."""
 def _load() -> SimpleNamespace:
     with _threads.loading:
         from fastloss._kernels import (
+            _simd,
             bce,
             cross_entropy,
             cross_entropy_few,
@@ -98,7 +99,9 @@ def _load() -> SimpleNamespace:
         "sigmoid": pointwise.sigmoid_of,
         "log_sigmoid": pointwise.log_sigmoid_of,
     }
-    return SimpleNamespace(bce=bce, pointwise=pointwise, softmax=softmax, of_rows=of_rows, of_elements=of_elements)
+    return SimpleNamespace(
+        lanes=_simd.LANES, bce=bce, pointwise=pointwise, softmax=softmax, of_rows=of_rows, of_elements=of_elements
+    )
 
 
 @functools.cache
@@ -199,7 +202,7 @@ def _plan(
         return None
     outer, classes, inner = layout.shape
     row_bytes = classes * max(itemsize, 4)
-    rows, lanes = outer * inner, _lazy().softmax.LANES
+    rows, lanes = outer * inner, _lazy().lanes
     streamed = rows * classes * itemsize >= STREAMED_BYTES
     length = _threads.block_length(rows, classes)
     if not of_logits:
@@ -401,7 +404,6 @@ def element_loss(
     weight: np.ndarray | None,
     pos_weight: np.ndarray | None,
     reduction: str,
-    mean_over: float,
     return_grad: bool,
     out: np.ndarray | None,
     upstream: float = 1.0,
@@ -409,11 +411,13 @@ def element_loss(
 ) -> tuple[Any, np.ndarray | None]:
     """Return (loss, gradient times `upstream` or None) of the kernel `name`.
 
-    All arrays are of the input's shape and dtype. The loss is a float, or with the reduction "none" an array of that
-    dtype. Probabilities outside [0, 1] raise a ValueError; nothing has been written to `out` then, unless `out_is_new`.
+    All arrays are of the input's shape, the weights in its accumulator and the others in its dtype. The loss is a float
+    or, with the reduction "none", an array of that dtype. Probabilities outside [0, 1] raise a ValueError; nothing has
+    been written to `out` then, unless `out_is_new`.
     """
     batch = input.shape[0] if input.ndim else 1
-    divisor = _reduction.denominator(reduction, mean_over, batch)
+    divides = weight if name == "mse_loss" else None  # torch's other means are over the elements whatever they weigh
+    divisor = _reduction.denominator(reduction, divides, input.size, batch)
     gradient = _buffer(out, input, target, weight, pos_weight) if return_grad else None
     losses = np.empty_like(input, subok=False) if reduction == "none" else None
     scale = _reduction.ratio(upstream, divisor)

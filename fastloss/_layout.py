@@ -17,13 +17,13 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 ALIGNED_ROWS = 16
-"""So many rows fill whole vectors."""
+"""So many rows fill whole vectors: the kernels' LANES, which cannot be had without importing Numba."""
 
 JOINED_FROM = 1000
 """From so many rows on to join them costs less than to walk them."""
 
 SHORT_ROW = 32
-"""Up to rows of so many elements it is faster to copy an operand that is broadcast along them than to walk by rows."""
+"""In rows of fewer elements it is faster to copy an operand that is broadcast along them than to walk by rows."""
 
 
 class _Writable:
@@ -85,11 +85,11 @@ class Rows(NamedTuple):
     shape: tuple[int, int, int]
     """(outer, C, inner)."""
     batch_axes: tuple[int, ...]
-    """As outer and inner count those of an array without the class axis,"""
+    """The axes of an array without the class axis, such as class indices, in the order of `axes`."""
     batch_shape: tuple[int, ...]
-    """their lengths,"""
+    """Their lengths."""
     batch_order: tuple[int, ...]
-    """and where among them each axis of such an array is."""
+    """Where among `batch_axes` each axis of such an array is: the permutation that undoes them."""
     row_axis: int | None
     """The axis along which the rows of inner follow one another, None where there is but one."""
 

@@ -11,10 +11,13 @@ LARGEST_FLOAT16 = 65504.0
 """Whatever is no larger is in the range of every dtype."""
 
 
-def denominator(reduction: str, mean_over: float, batch: int) -> float:
-    """Return what `reduction` divides the sum of the losses by; `mean_over` is the mean's, `batch` the batch size."""
+def denominator(reduction: str, weights: np.ndarray | None, elements: int, batch: int) -> float:
+    """Return what `reduction` divides the sum of the losses of so many `elements` of a `batch` by.
+
+    The mean divides by the sum of the weights, 1 for each element without them.
+    """
     if reduction == "mean":
-        return mean_over
+        return sum_of_weights(weights, elements)
     return float(batch) if reduction == "batchmean" else 1.0
 
 

@@ -18,10 +18,10 @@ SERIAL_ELEMENTS = 1 << 15
 """Below so many elements the calling thread is faster alone: starting the others costs 3 to 10 microseconds."""
 
 BLOCK_ELEMENTS = 1 << 13
-"""A block has at least so many elements, which take some microseconds,"""
+"""A block has at least so many elements, which take some microseconds."""
 
 BLOCKS = 512
-"""and there are at most so many blocks, enough to keep 64 threads evenly busy."""
+"""There are at most so many blocks, enough to keep 64 threads evenly busy."""
 
 _ALONE, _ALL_BLOCKS = 0, -1
 """A kernel's launcher and block where the calling thread is to do all blocks."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ _FUNCTIONS = sorted(
 def warmup(
     functions: str | Sequence[str] | None = None,
     dtypes: str | Sequence[DTypeLike] = (np.float32,),
-    classes: int | Sequence[int] = _CLASSES,
+    classes: int | Iterable[int] = _CLASSES,
 ) -> dict[str, float]:
     """Return the seconds that the common calls of each function take to compile, or to load from the cache.
 
@@ -39,7 +40,7 @@ def warmup(
         Names of functions of fastloss; by default all of them.
     dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
-    classes : int or sequence of int, default (2, 10, 100, 256)
+    classes : int or iterable of int, default (2, 10, 100, 256)
         Numbers of classes, for functions of rows. Each from 2 to 16 (8 in float64) has a kernel of its own for
         `cross_entropy` and the softmax functions; those from there to 255 (127 in float64) share one, and larger ones
         another.
@@ -74,14 +75,14 @@ def warmup(
     ['sigmoid']
     """
     names = _FUNCTIONS if functions is None else [functions] if isinstance(functions, str) else functions
-    types = [np.dtype(dtype) for dtype in ([dtypes] if isinstance(dtypes, str) else dtypes)]
+    types = [_dtype_of(dtype) for dtype in ([dtypes] if isinstance(dtypes, str) else dtypes)]
     for dtype in types:
         if not _checks.is_float(dtype):
             raise TypeError(f"dtypes has {dtype}; it must be {_checks.FLOATS}")
     for name in names:
         if name not in _FUNCTIONS:
             raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
-    several = classes if isinstance(classes, Sequence) and not isinstance(classes, str) else [classes]
+    several = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     numbers = [_checks.index_option("classes", number) for number in several]
     for number in numbers:
         if number < 1:
@@ -94,6 +95,12 @@ def warmup(
                 call()
         seconds[name] = time.perf_counter() - start
     return seconds
+
+
+def _dtype_of(dtype: DTypeLike) -> np.dtype[Any]:
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        importlib.import_module("ml_dtypes")  # before that, NumPy does not know the name
+    return np.dtype(dtype)
 
 
 def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> Iterator[Callable[[], Any]]:

@@ -10,7 +10,7 @@ All of them share some conventions.
 * No input is modified, unless it is also given as `out`. A call that raises has written nothing to `out`; only one that
   is interrupted (KeyboardInterrupt) or runs out of memory (MemoryError) can have.
 * Arguments that another thread changes during a call make its result undefined, but never lead to memory outside the
-  arrays: each class index is checked where it is used, and a row whose index is out of range by then is left out.
+  arrays: a class index is checked again wherever it is part of an address.
 * The result is the same bits on any number of threads.
 """
 
@@ -85,8 +85,9 @@ def cross_entropy(
     -----
     One pass over the logits gives loss and gradient, with no memory beside the gradient; without it, the call needs
     O(N) bytes at most. Sums over rows are float64. With class indices, neither the loss nor the gradient cancels where
-    the label is all but certain. Class indices are read twice, since their range is checked first, but once for the
-    loss alone of up to 16 classes. If every row is ignored the mean is nan and the gradient 0.
+    the label is all but certain. Class indices are read twice, since their range is checked first; but once for the
+    loss alone, without label smoothing, of 2 classes or of 3 to 16 (8 in float64) side by side. If every row is ignored
+    the mean is nan and the gradient 0.
 
     A logit of -inf has probability 0. A row with nan, with inf, or of -inf alone, has loss and gradient nan.
 
@@ -273,9 +274,8 @@ def binary_cross_entropy(
     weights = _checks.broadcast_weights("weight", weight, probabilities)
     gradient = _checks.gradient_output(out, return_grad, probabilities)
     loss, grad = _engine.element_loss(
-        "binary_cross_entropy", probabilities, targets, weights, None, reduction, probabilities.size, return_grad,
-        gradient,
-    )  # fmt: skip
+        "binary_cross_entropy", probabilities, targets, weights, None, reduction, return_grad, gradient
+    )
     loss = _reduction.in_dtype(loss, probabilities.dtype)
     return (loss, grad) if return_grad else loss
 
@@ -356,9 +356,8 @@ def binary_cross_entropy_with_logits(
     pos_weights = _checks.broadcast_weights("pos_weight", pos_weight, logits)
     gradient = _checks.gradient_output(out, return_grad, logits)
     loss, grad = _engine.element_loss(
-        "binary_cross_entropy_with_logits", logits, targets, weights, pos_weights, reduction, logits.size, return_grad,
-        gradient,
-    )  # fmt: skip
+        "binary_cross_entropy_with_logits", logits, targets, weights, pos_weights, reduction, return_grad, gradient
+    )
     loss = _reduction.in_dtype(loss, logits.dtype)
     return (loss, grad) if return_grad else loss
 
@@ -428,10 +427,7 @@ def mse_loss(
     targets = _checks.element_target(target, predictions)
     weights = _checks.broadcast_weights("weight", weight, predictions)
     gradient = _checks.gradient_output(out, return_grad, predictions)
-    mean_over = _reduction.sum_of_weights(weights, predictions.size) if reduction == "mean" else 1.0
-    loss, grad = _engine.element_loss(
-        "mse_loss", predictions, targets, weights, None, reduction, mean_over, return_grad, gradient
-    )
+    loss, grad = _engine.element_loss("mse_loss", predictions, targets, weights, None, reduction, return_grad, gradient)
     loss = _reduction.in_dtype(loss, predictions.dtype)
     return (loss, grad) if return_grad else loss
 
@@ -505,7 +501,7 @@ def kl_div(
     gradient = _checks.gradient_output(out, return_grad, log_probabilities)
     loss, grad = _engine.element_loss(
         "kl_div_of_logs" if log_target else "kl_div", log_probabilities, targets, None, None, reduction,
-        log_probabilities.size, return_grad, gradient,
+        return_grad, gradient,
     )  # fmt: skip
     loss = _reduction.in_dtype(loss, log_probabilities.dtype)
     return (loss, grad) if return_grad else loss

@@ -1,4 +1,4 @@
-"""A program for test_threads.py, test_processes.py and test_soak.py: mixed calls from many threads and processes.
+"""A program for test_threads.py and test_soak.py: mixed calls from many threads and processes.
 
 python battery.py threads|forks|methods, the first two with NUMBA_THREADING_LAYER set; python battery.py soak SECONDS.
 Every result must be the bits of a call from one thread.

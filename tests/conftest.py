@@ -21,6 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["NUMBA_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()) / folder)
 
 
+@pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernels answer the small calls of fastloss.nn too."""
+    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+
+
 def pytest_collection() -> None:
     """Have coverage, which is on by now, trace no other threads: Numba compiles in one, and twice as long if traced."""
     threading.settrace(None)

@@ -1,7 +1,8 @@
 """The truth: the formulas in plain longdouble loops, too simple to be wrong.
 
 A loss returns (loss, gradient), the gradient by its first argument: of the reduced loss or, with reduction "none", of
-the sum of the losses. No difference of nearly equal numbers is taken anywhere, so that small results are right too.
+the sum of the losses. But for differences of the inputs themselves, and the terms of `kl_div`, nothing is subtracted
+from what is nearly equal, so that small results are right too.
 """
 
 from __future__ import annotations

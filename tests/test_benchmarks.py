@@ -29,7 +29,10 @@ os.environ["FASTLOSS_BENCHMARKS"] = "tiny"  # read when the suite is imported, h
 from benchmarks.suite import accuracy, cold_start, measure, oracle, peak_memory, providers, scaling, time_losses  # noqa: E402
 from benchmarks.suite.cases import CASES, MODES, Case  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("no_fallback"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 needs_rich = pytest.mark.skipif(not importlib.util.find_spec("rich"), reason="rich is not installed")
 needs_asv = pytest.mark.skipif(not importlib.util.find_spec("asv"), reason="asv is not installed")
@@ -40,11 +43,6 @@ SLOW = {"torch.compile", "torch, pages reused"}
 
 PEAKS = {("fastloss", "gradient"), ("numpy", "forward")}
 """Of whom and in which mode peak memory is measured, for which two processes are started each time."""
-
-
-@pytest.fixture(autouse=True)
-def _kernels_serve_small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
 
 
 @pytest.mark.slow

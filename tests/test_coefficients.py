@@ -48,8 +48,7 @@ def test_tables_for_halves_are_chebyshev_fits(element: types.Integer) -> None:
         np.testing.assert_allclose(coefficients, [float(c) for c in fit], rtol=1e-12)
 
 
-@pytest.mark.parametrize("f", FORMATS)
-def test_formulas_are_those_of_the_functions(f: Format) -> None:
+def test_formulas_are_those_of_the_functions() -> None:
     """What is fitted is the remainder of exp(r) behind 1 + r, and of log((1 + s) / (1 - s)) behind 2 s."""
     with mpmath.workdps(40):
         for r in (mpmath.mpf("-0.3"), mpmath.mpf("0.01"), mpmath.mpf("0.34")):

@@ -29,9 +29,7 @@ def row(case: str) -> Callable[[Test], Test]:
     return lambda test: test
 
 
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+pytestmark = pytest.mark.usefixtures("no_fallback")
 
 
 def test_the_table_has_these_rows() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 import fastloss as fl
 import fastloss.nn.functional as F
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_fallback")]
 
 EXAMPLES, _, SEED = os.environ.get("FASTLOSS_FUZZ", "200").partition(",")
 
@@ -37,11 +37,6 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate, Phase.shrink],
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
 
 
 def torchs_options(call: Call, convert: Callable[[np.ndarray], Tensor]) -> dict[str, Any]:

@@ -131,6 +131,12 @@ def test_functions_allocate_their_result(function: Any, shape: tuple[int, int]) 
     assert peak(function, x, out=np.empty_like(result)) < (result.nbytes if function is fl.logsumexp else 0) + MEBIBYTE
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int64, np.float64])
+def test_targets_of_another_dtype_are_copied_once(dtype: type) -> None:
+    x, target = of_elements(MANY_CLASSES)
+    assert peak(fl.binary_cross_entropy_with_logits, x, (target > 0.5).astype(dtype)) < x.nbytes + MEBIBYTE
+
+
 def test_weights_that_broadcast_are_not_written_out() -> None:
     x, target = of_elements(MANY_CLASSES)
     for weight in (np.ones((2_000, 1), np.float32), np.ones(1_000, np.float32), np.ones((), np.float32)):

@@ -21,9 +21,7 @@ ROWS, CLASSES = 512, 1024
 BYTES = 4 * ROWS * CLASSES
 
 
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+pytestmark = pytest.mark.usefixtures("no_fallback")
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

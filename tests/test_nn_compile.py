@@ -13,6 +13,7 @@ import fastloss.nn
 import fastloss.nn.functional as F
 
 pytestmark = [
+    pytest.mark.usefixtures("no_fallback"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:.torch.jit"),
     pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning"),  # torch's, on Python 3.13.0
@@ -20,8 +21,7 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

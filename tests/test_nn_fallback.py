@@ -28,9 +28,7 @@ class Subclass(torch.Tensor):
     pass
 
 
-@pytest.fixture(autouse=True)
-def _no_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+pytestmark = pytest.mark.usefixtures("no_fallback")
 
 
 @pytest.fixture

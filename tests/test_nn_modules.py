@@ -30,9 +30,7 @@ MODULES: list[tuple[str, dict[str, Any]]] = [
 modules = pytest.mark.parametrize(("name", "options"), MODULES, ids=[name for name, _ in MODULES])
 
 
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+pytestmark = pytest.mark.usefixtures("no_fallback")
 
 
 def arguments_of(name: str) -> tuple[torch.Tensor, ...]:
@@ -88,9 +86,20 @@ def test_modules_are_copied_pickled_and_converted(name: str, options: dict[str, 
 @modules
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_modules_can_be_scripted(name: str, options: dict[str, Any]) -> None:
-    module = getattr(nn, name)(**options)
-    scripted = torch.jit.script(module)
-    torch.testing.assert_close(scripted(*arguments_of(name)), module(*arguments_of(name)))
+    own_class = getattr(nn, name)
+    for module in (own_class(**options), type("Derived", (own_class,), {})(**options)):
+        scripted = torch.jit.script(module)
+        torch.testing.assert_close(scripted(*arguments_of(name)), module(*arguments_of(name)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_a_forward_of_a_subclass_is_not_left_out_of_a_script() -> None:
+    class Twice(nn.Sigmoid):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * torch.sigmoid(input)
+
+    x = torch.randn(5)
+    torch.testing.assert_close(torch.jit.script(Twice())(x), 2 * torch.sigmoid(x))
 
 
 @pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])

@@ -33,6 +33,7 @@ MODULES = {
 }
 
 pytestmark = [
+    pytest.mark.usefixtures("no_fallback"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:reduction.* 'mean':UserWarning"),
     pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated:UserWarning"),
@@ -41,11 +42,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
 
 
 def function_of(module: Any, name: str) -> Callable[..., Any]:

@@ -18,12 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastloss
 from fastloss import nn
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTLOSS_MIN_SIZE", "0")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_fallback")]
 
 
 def trained(

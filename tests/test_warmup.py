@@ -16,12 +16,11 @@ ROOT = pathlib.Path(fl.__file__).parent.parent
 
 KERNELS = """
 from fastloss._kernels import _blocks, _cache, bce, cross_entropy, cross_entropy_few, cross_entropy_pairs
-from fastloss._kernels import cross_entropy_tiles, nll, pointwise, targets
+from fastloss._kernels import cross_entropy_tiles, nll, pointwise
 kernels = {
     id(value): value
     for module in (
         _blocks, bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_tiles, nll, pointwise,
-        targets,
     )
     for value in vars(module).values()
     if isinstance(getattr(value, "_cache", None), _cache._Cache)
@@ -76,6 +75,13 @@ def test_a_number_of_classes_has_its_kernel(tmp_path: pathlib.Path) -> None:
     assert compiled == 2 + 1  # and the loop over blocks
     call = "fl.cross_entropy(np.ones((9, 7), 'f4'), np.zeros(9, int), return_grad=True)"
     assert counts(f"import numpy as np, fastloss as fl\n{call}", tmp_path) == (0, 1)
+
+
+def test_bfloat16_by_its_name(tmp_path: pathlib.Path) -> None:
+    compiled, _ = counts(
+        "import fastloss as fl, numpy as np\nfl.warmup('softmax', 'bfloat16', np.array([2]))", tmp_path
+    )
+    assert compiled == 1 + 1  # and the loop over blocks
 
 
 def test_unknown_names_and_dtypes_are_errors() -> None:

@@ -1,4 +1,4 @@
-"""The only tolerances of the tests, in units of the last place of the dtype under test."""
+"""Tolerances of values against the oracles and the peers, in units of the last place of the dtype under test."""
 
 from __future__ import annotations
 

@@ -56,9 +56,9 @@ def launcher() -> int:
 def distributed(typingctx, launcher, blocks, block):
     """Return False in a call for one block; in a user's call, where `block` is -1, do all `blocks` and return True.
 
-    A kernel, or what a kernel shares, has these three as its first arguments, and does before it only what the user's
-    call is to do once. It is then called for each block, from the threads of `launcher` or, where that is 0, one after
-    the other. Since all kernels pass here, this also aligns what they keep on the stack.
+    A kernel, or a `shared` function with a loop over blocks of its own, takes these three as its first arguments. What
+    stands before this runs in the user's call alone, what stands behind it once for each block: from the threads of
+    `launcher` or, where that is 0, one after the other. Since all kernels pass here, this also aligns their stack.
     """
 
     def generate(context, builder, signature, arguments):

@@ -62,7 +62,8 @@ def _where_label(c, chosen, vector, given):
 def lookup_few(table, label, vectors):
     """Return the vector of the elements table[label[lane]], 0 where the label is negative.
 
-    There is a label for each of `vectors`: to compare with all of them is faster than `lookup`, which goes by lanes.
+    There is a class for each of `vectors`, of which nothing else matters. To compare the labels with each class is
+    faster than `lookup`, which goes by lanes.
     """
     return unrolled(_where_label, zeros_like(table), vectors, (table, label))[0]
 

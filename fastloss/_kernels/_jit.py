@@ -125,7 +125,7 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 def parallel(function: Callable[..., None]) -> Any:
-    """Return the same of a `function` whose loops over numba.prange run on all threads."""
+    """Return the dispatcher, like `kernel`'s, of a `function` whose loops over numba.prange run on all threads."""
     return _saved(function, parallel=True)
 
 

@@ -98,8 +98,6 @@ def _convert_lanes(builder, value, source, target):
 
 # Operators. A scalar operand is converted to the vector's element type and splatted.
 
-_FLOAT, _INTEGER = 0, 1
-
 
 def _joint(left, right):
     """Return the vector type in which `left` and `right` meet, or None where neither is a vector."""
@@ -292,7 +290,10 @@ absolute = _unary("fabs")
 
 @intrinsic
 def select(typingctx, mask, if_true, if_false):
-    """Return `if_true` where `mask` holds, else `if_false`, lane by lane; both of the type of the first float."""
+    """Return `if_true` where `mask` holds, else `if_false`, lane by lane.
+
+    Both become the type of the first vector among them, or of `if_true` where neither is one.
+    """
     number = if_true if isinstance(if_true, Vector) or not isinstance(if_false, Vector) else if_false
 
     def generate(context, builder, signature, arguments):

@@ -88,7 +88,7 @@ def cross_entropy_rows(
 
     `x`, `probabilities`, `out_gradient` and `out_log_softmax` are (outer, C, inner) with contiguous classes, `target`
     and `out_loss` (outer, inner), `class_weight` (C,) in the accumulator's dtype. `out_sums[b]` is the sum of the
-    losses of the b-th `rows_per_block` rows, and what follows is that of `surveyed`. `spread`, e / C, is
+    losses of the b-th `rows_per_block` rows; `surveyed` says what lies behind these sums. `spread`, e / C, is
     None without label smoothing and probabilities, `keep_share` is 1 - e, and `soft_mass`, with a target, `spread`
     times the sum of the weights: a sum of many equal terms in float32 would drift. The gradient is that of the sum of
     the losses times `scale`, with `mean` over the weight of the targets. A row whose target is `ignore_index` (or out

@@ -1,9 +1,9 @@
 """Losses and functions of one element at a time, and the loop that they share.
 
 A formula is an inlined function of vectors (x, target, pos_weight), the last two None where the loss has none, and of
-`summed`, which is True where such losses are only added, as they are, else None. It returns (loss, in_log, derivative
-by x): with `summed`, in_log can be other than None, and log(1 + in_log) is then to be added to the loss, so that one
-logarithm serves the sum of many. Weights, sums and layouts are the loop's.
+`summed`: True where a call needs nothing but the sum of the losses, without weights, else None. It returns (loss,
+in_log, derivative by x). With `summed`, in_log can be other than None; then log(1 + in_log) is to be added to the loss,
+so that one logarithm serves the sum of many. Weights, sums and layouts are the loop's.
 """
 
 from __future__ import annotations

@@ -97,12 +97,13 @@ def row_buffer(x, out, size):
 
 @inlined
 def room_of_row(classes):
-    """Return for how many exponentials there is to be memory for a row and the ways to `place` it.
+    """Return how many exponentials the memory for a row is to hold, so that `place` can choose where they begin.
 
-    Before them up to a line for `head` and three quarters of a page, behind them up to a vector: in float32 as many
-    elements as here, in float64 fewer.
+    That is up to a line (for `head`) and three quarters of a page behind its start, and the last vector can be longer
+    than the row. A page is counted in elements of float32: in float64 that is more than it takes.
     """
-    return (classes + 4 * LANES) // LANES * LANES + PAGE // 4
+    float32_of_page = PAGE // 4
+    return (classes + 4 * LANES) // LANES * LANES + float32_of_page
 
 
 @inlined_by_type

@@ -61,9 +61,9 @@ def _weights_of(class_weight, label):
 
 @shared
 def _count(source, count, classes, ignore_index):
-    """Return how many of the `count` adjoining class indices (valid, invalid) are, `count` being vectors' lengths.
+    """Return (how many are valid, how many invalid) of `count` adjoining class indices, a multiple of `LANES`.
 
-    No lane of it is a mask: CPUs before AVX-512 have them in the width of what was compared, and LLVM narrows them.
+    Signs are added up, not masks: before AVX-512 a mask has the width of what was compared, and LLVM would convert it.
     """
     zero = as_bits(widen(lane_numbers() & 0))
     outside, ignored = zero, zero
@@ -81,7 +81,7 @@ def _count(source, count, classes, ignore_index):
 
 @shared
 def _count_equal(source, count, number):
-    """Return how many of the `count` adjoining class indices are `number`, `count` being vectors' lengths."""
+    """Return how many of `count` adjoining class indices, a multiple of `LANES`, are `number`."""
     equal = as_bits(widen(lane_numbers() & 0))
     for i in range(0, count, LANES):
         y = load_integers(source, i)
@@ -189,7 +189,8 @@ def side_by_side(target, o, first, count, copy):
 def labels_of(source, count, plain, classes, ignore_index):
     """Return the class indices of `LANES` rows from the pointer `source` on as int32, -1 from the lane `count` on.
 
-    It is -1 where they are not to count, too; with `plain`, which `survey_rows` returns, all are.
+    It is -1 where they are not to count, too. With `plain`, which `survey_rows` returned for these rows, they are not
+    looked at again. Another thread can have changed them to any number since, so none may be part of an address.
     """
     if plain:
         label = narrow(load_integers(source, 0))

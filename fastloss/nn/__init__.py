@@ -6,6 +6,8 @@ serve, or would not make faster, torch's own functions answer: `fastloss.nn.func
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,10 @@ class _Scriptable(torch.nn.Module):
     """A module that torch.jit.script sees as the module of torch that it is derived from, as it cannot compile this."""
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        own = type(self).__mro__[1]
-        module: torch.nn.Module = torch.nn.Module.__new__(own)
+        if type(self).forward.__module__ != __name__:
+            return self  # a subclass's own, which torch's module would not have
+        own: Any = next(base for base in type(self).__mro__ if not issubclass(base, _Scriptable))
+        module: torch.nn.Module = own.__new__(own)
         module.__dict__.update(self.__dict__)
         return module
 

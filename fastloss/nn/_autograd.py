@@ -10,24 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional
 from torch import Tensor
 
-from fastloss import _engine, _reduction, _threads
+from fastloss import _engine, _threads
 from fastloss.nn import _memory
-
-NAMES = (
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "kl_div", "log_softmax", "logsigmoid",
-    "mse_loss", "nll_loss", "sigmoid", "softmax",
-)  # fmt: skip
-
-OWN = SimpleNamespace(**{name: getattr(torch.nn.functional, name) for name in NAMES})
-"""torch's own functions, as they were before anything replaced them."""
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -132,10 +122,9 @@ def element_loss(
     x, t = _array(input), _array(target)
     weights, pos_weights = _weights(weight, x.shape), _weights(pos_weight, x.shape)
     out = _buffer(input, _preserves(name, reduction)) if with_grad else None
-    mean_over = _reduction.sum_of_weights(weights, x.size) if name == "mse_loss" else float(x.size)
     with _threads.at_most(torch.get_num_threads()):
         loss, _ = _engine.element_loss(
-            name, x, t, weights, pos_weights, reduction, mean_over, with_grad, out, upstream, out_is_new=True
+            name, x, t, weights, pos_weights, reduction, with_grad, out, upstream, out_is_new=True
         )  # fmt: skip
     value = _loss_tensor(loss, dtype)
     if reduction == "none" and not input.is_contiguous():
@@ -155,7 +144,7 @@ class Loss(NamedTuple):
     keeps_input: bool
     """Whether torch's backward pass needs the input, so that it is an error if the input has been changed.
 
-    That a gradient has to be computed again can make it one for the other losses too.
+    Of other losses it is an error only where the gradient has to be computed again.
     """
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:

@@ -20,13 +20,13 @@ SMALLEST_BYTES = 1 << 20
 """Memory from this size on is pooled; the C library keeps smaller pieces itself."""
 
 LARGEST_BYTES = 1 << 32
-"""The pool holds at most so much,"""
+"""The pool holds at most so many bytes."""
 
 MOST_BLOCKS = 16
-"""in at most so many blocks,"""
+"""The pool holds at most so many blocks."""
 
 LARGEST_SURPLUS = 1.05
-"""and a result gets one of at most so many times its size."""
+"""A result gets a block of at most so many times its size."""
 
 LINE = 64
 """Bytes of a cache line, on which a block begins: rows that are whole lines are written line by line."""

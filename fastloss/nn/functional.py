@@ -1,6 +1,25 @@
 """The loss functions of torch.nn.functional, and when a call goes to torch's own.
 
-Signatures, values, gradients and errors are torch's; its documentation applies.
+Signatures, values, gradients and errors are torch's; its documentation applies. Who answers a call, which
+`_is_small` and `_served` decide:
+
+| what a call has                                                             | who answers                |
+| --------------------------------------------------------------------------- | -------------------------- |
+| an input of fewer elements than `CROSSOVERS` or FASTLOSS_MIN_SIZE           | torch                      |
+| a tensor that is not on the CPU, or sparse, nested, complex, integer ...    | torch                      |
+| a tensor of a subclass (FakeTensor, DTensor, ...), or under a torch         | torch                      |
+| function or dispatch mode (a default device, flop counters, make_fx, ...)   |                            |
+| functorch transforms (grad, vmap, jvp, ...), dual numbers                   | torch                      |
+| a target or weight that requires a gradient                                 | torch                      |
+| torch.jit.trace, torch.export                                               | torch, so that the result  |
+|                                                                             | runs without fastloss      |
+| torch.compile                                                               | losses: an operator around |
+|                                                                             | the kernels; else torch    |
+| float16 with a gradient and reduction "none", or under torch.compile:       | torch                      |
+| scales that follow the loss would come after the gradient has underflowed   |                            |
+| an invalid argument                                                         | torch, which says so       |
+| a second derivative                                                         | torch's formula            |
+| all others                                                                  | the kernels                |
 """
 
 from __future__ import annotations
@@ -10,14 +29,16 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import torch
+import torch.nn.functional
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter, _reduction
 
 from fastloss.nn import _autograd
-from fastloss.nn._autograd import OWN, Loss, class_loss, element_loss
+from fastloss.nn._autograd import Loss, class_loss, element_loss
 
 __all__ = [
     "binary_cross_entropy",
@@ -32,13 +53,16 @@ __all__ = [
     "softmax",
 ]
 
+OWN = SimpleNamespace(**{name: getattr(torch.nn.functional, name) for name in __all__})
+"""torch's own functions, as they were before anything replaced them."""
+
 _PLAIN = frozenset((Tensor, Parameter))
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 _MIN_SIZE = os.environ.encodekey("FASTLOSS_MIN_SIZE")
 
-_ENVIRONMENT = os.environ._data  # type: ignore[attr-defined]  # private; found in Python 3.11 to 3.13
+_ENVIRONMENT = os.environ._data  # type: ignore[attr-defined]  # private; found in Python 3.11 to 3.14
 """What os.environ holds; its own `get` decodes and raises inside, which would take half of what a small call costs."""
 
 _REDUCTIONS = frozenset(("mean", "sum", "none"))
@@ -66,28 +90,7 @@ _LEAST = min(itertools.chain(*CROSSOVERS.values()))
 
 
 def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
-    """Return whether the kernels can serve a call of `name` by its tensors, whose shapes and dtypes are checked later.
-
-    Who answers a call, decided here and in `_is_small`:
-
-    | what a call has                                                             | who answers                |
-    | --------------------------------------------------------------------------- | -------------------------- |
-    | an input of fewer elements than `CROSSOVERS` or FASTLOSS_MIN_SIZE           | torch                      |
-    | a tensor that is not on the CPU, or sparse, nested, complex, integer ...    | torch                      |
-    | a tensor of a subclass (FakeTensor, DTensor, ...), or under a torch         | torch                      |
-    | function or dispatch mode (a default device, flop counters, make_fx, ...)   |                            |
-    | functorch transforms (grad, vmap, jvp, ...), dual numbers                   | torch                      |
-    | a target or weight that requires a gradient                                 | torch                      |
-    | torch.jit.trace, torch.export                                               | torch, so that the result  |
-    |                                                                             | runs without fastloss      |
-    | torch.compile                                                               | losses: an operator around |
-    |                                                                             | the kernels; else torch    |
-    | float16 with a gradient and reduction "none", or under torch.compile:       | torch                      |
-    | scales that follow the loss would come after the gradient has underflowed   |                            |
-    | an invalid argument                                                         | torch, which says so       |
-    | a second derivative                                                         | torch's formula            |
-    | all others                                                                  | the kernels                |
-    """
+    """Return whether the kernels can serve a call of `name` by the kinds of its tensors; their shapes come later."""
     if input.dtype not in _DTYPES or (others and others[0] is None):
         return False
     compiling = torch.compiler.is_compiling()
@@ -117,8 +120,11 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _is_small(name: str, input: Tensor, target: Tensor | None = None) -> bool:
-    """Return whether `input` has too few elements for the kernels, or is no plain tensor at all."""
+def _is_small(name: str, input: Tensor, read: Tensor | None = None) -> bool:
+    """Return whether a call has too few elements for the kernels, or no plain tensor as its input.
+
+    Without a gradient it has as many as there are in `read`, if that is a tensor.
+    """
     if type(input) not in _PLAIN:
         return True
     setting = _ENVIRONMENT.get(_MIN_SIZE)
@@ -127,8 +133,7 @@ def _is_small(name: str, input: Tensor, target: Tensor | None = None) -> bool:
             return True
         if input.requires_grad and torch.is_grad_enabled():
             return input.numel() < CROSSOVERS[name][0]
-        read = target if name == "nll_loss" and isinstance(target, Tensor) else input
-        return read.numel() < CROSSOVERS[name][1]
+        return (read if isinstance(read, Tensor) else input).numel() < CROSSOVERS[name][1]
     try:
         return input.numel() < int(setting)
     except ValueError:
@@ -144,7 +149,7 @@ def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str
 
 
 def _would_underflow(input: Tensor, reduction: str) -> bool:
-    """Return whether a gradient in the input's dtype cannot wait for the scales of its rows."""
+    """Return whether a float16 gradient could underflow before the losses' upstream gradients scale it."""
     return reduction == "none" and input.dtype is torch.float16 and input.requires_grad and torch.is_grad_enabled()
 
 
@@ -250,7 +255,7 @@ def cross_entropy(
     See `torch.nn.functional.cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html>`_.
     """
-    if _is_small("cross_entropy", input, target):
+    if _is_small("cross_entropy", input):
         return OWN.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
@@ -271,7 +276,7 @@ def nll_loss(
     See `torch.nn.functional.nll_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html>`_.
     """
-    if _is_small("nll_loss", input, target):
+    if _is_small("nll_loss", input, read=target):
         return OWN.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.nll_loss, ignore_index=ignore_index, reduction=reduction)
@@ -291,7 +296,7 @@ def binary_cross_entropy(
     See `torch.nn.functional.binary_cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy.html>`_.
     """
-    if _is_small("binary_cross_entropy", input, target):
+    if _is_small("binary_cross_entropy", input):
         return OWN.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
 
@@ -315,7 +320,7 @@ def binary_cross_entropy_with_logits(
     See `torch.nn.functional.binary_cross_entropy_with_logits
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html>`_.
     """
-    if _is_small("binary_cross_entropy_with_logits", input, target):
+    if _is_small("binary_cross_entropy_with_logits", input):
         return OWN.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
     reduction = _reduction_of(size_average, reduce, reduction)
 
@@ -338,7 +343,7 @@ def mse_loss(
     See `torch.nn.functional.mse_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html>`_.
     """
-    if weight is None and _is_small("mse_loss", input, target):
+    if weight is None and _is_small("mse_loss", input):
         return OWN.mse_loss(input, target, size_average, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
 
@@ -362,7 +367,7 @@ def kl_div(
     See `torch.nn.functional.kl_div
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html>`_.
     """
-    if _is_small("kl_div", input, target):
+    if _is_small("kl_div", input):
         return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
     if size_average is not None or reduce is not None:
         return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
