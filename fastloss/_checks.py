@@ -37,7 +37,7 @@ def at(position: Sequence[Any]) -> str:
 
 
 def _plain_array(name: str, value: Any) -> np.ndarray:
-    """Return `value` as an array that is not masked: at once where it is one, as small calls take little longer."""
+    """Return `value` as an array that is not masked; one of NumPy's own at once, for the sake of small calls."""
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
