@@ -355,7 +355,8 @@ def class_loss(
     spread, soft_mass = None, 0.0
     if target is None or label_smoothing > 0.0:
         spread = label_smoothing / max(classes, 1)
-        soft_mass = _reduction.soft_mass(spread, weight, classes, _checks.accumulator(input.dtype))
+        if target is not None:
+            soft_mass = _reduction.soft_mass(spread, weight, classes, _checks.accumulator(input.dtype))
     mean, divisor = reduction == "mean", 1.0
     if target is None and mean:
         divisor = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))

@@ -25,7 +25,7 @@ _FUNCTIONS = sorted(
 
 
 def warmup(
-    functions: str | Sequence[str] | None = None,
+    functions: str | Iterable[str] | None = None,
     dtypes: str | Sequence[DTypeLike] = (np.float32,),
     classes: int | Iterable[int] = _CLASSES,
 ) -> dict[str, float]:
@@ -36,7 +36,7 @@ def warmup(
 
     Parameters
     ----------
-    functions : str or sequence of str, optional
+    functions : str or iterable of str, optional
         Names of functions of fastloss; by default all of them.
     dtypes : str or sequence of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
@@ -74,7 +74,7 @@ def warmup(
     >>> list(seconds)
     ['sigmoid']
     """
-    names = _FUNCTIONS if functions is None else [functions] if isinstance(functions, str) else functions
+    names = _FUNCTIONS if functions is None else [functions] if isinstance(functions, str) else list(functions)
     types = [_dtype_of(dtype) for dtype in ([dtypes] if isinstance(dtypes, str) else dtypes)]
     for dtype in types:
         if not _checks.is_float(dtype):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as own
+from torch.autograd import forward_ad
 
 import fastloss.nn
 import fastloss.nn.functional as F
@@ -123,3 +124,21 @@ def test_exported_programs_need_no_fastloss() -> None:
     exported = torch.export.export(fastloss.nn.CrossEntropyLoss(), (X, INDICES))
     assert "fastloss" not in exported.graph_module.code
     torch.testing.assert_close(exported.module()(X, INDICES), own.cross_entropy(X, INDICES))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss"])
+def test_compiled_function_transforms_and_forward_mode_are_torchs(name: str) -> None:
+    target = INDICES if name == "cross_entropy" else UNIT
+
+    def derivatives(module: Any) -> list[torch.Tensor]:
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            return getattr(module, name)(x, target)
+
+        def tangent(x: torch.Tensor) -> torch.Tensor:
+            with forward_ad.dual_level():
+                return forward_ad.unpack_dual(loss(forward_ad.make_dual(x, UNIT))).tangent
+
+        functions = [torch.func.grad(loss), lambda x: torch.func.jvp(loss, (x,), (UNIT,))[1], tangent]
+        return [torch.compile(function, backend="aot_eager")(X) for function in functions]
+
+    torch.testing.assert_close(derivatives(F), derivatives(own))

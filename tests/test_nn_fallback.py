@@ -253,3 +253,49 @@ def test_importing_leaves_torch_and_numba_as_they_are() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
+
+
+X, INDICES = problem()
+
+ODD_CALLS: dict[str, Callable[[Any], Any]] = {
+    "a weight of mse_loss that would broadcast": lambda f: f.mse_loss(X, X + 1, weight=torch.ones(X.shape[1])),
+    "a bool as ignore_index": lambda f: f.cross_entropy(X, INDICES, ignore_index=True),
+    "an ignore_index beyond 64 bits": lambda f: f.cross_entropy(X, INDICES, ignore_index=2**63),
+    "a list as reduction": lambda f: f.mse_loss(X, X, reduction=["mean"]),
+    "a tensor as log_target": lambda f: f.kl_div(X, X, log_target=torch.tensor(False)),
+    "a bool as dim": lambda f: f.softmax(X, dim=True),
+    "a float as dim": lambda f: f.log_softmax(X, dim=1.0),
+    "a string as dtype": lambda f: f.softmax(X, dim=1, dtype="float32"),
+    "a tensor as dim": lambda f: f.softmax(X, dim=torch.tensor(1)),
+    "a tensor of zeros without memory": lambda f: f.mse_loss(torch._efficientzerotensor((3, 4)), torch.ones(3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_CALLS)
+def test_odd_arguments_have_torchs_outcome(name: str) -> None:
+    outcomes = []
+    for module in (F, own):
+        try:
+            outcomes.append(ODD_CALLS[name](module))
+        except Exception as error:
+            outcomes.append((type(error), str(error)))
+    if isinstance(outcomes[1], torch.Tensor):
+        torch.testing.assert_close(*outcomes)
+    else:
+        assert outcomes[0] == outcomes[1]
+
+
+def test_autocast_leaves_double_targets_and_weighted_squares_alone() -> None:
+    half = X.to(torch.bfloat16)
+    for reduction in ("none", "mean"):
+        with torch.autocast("cpu", torch.bfloat16):
+            results = [
+                [
+                    module.binary_cross_entropy_with_logits(half, half.double(), reduction=reduction),
+                    module.mse_loss(half, half.double() + 1, reduction=reduction),
+                    module.mse_loss(half, half + 1, reduction=reduction, weight=half),
+                ]
+                for module in (F, own)
+            ]
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected)

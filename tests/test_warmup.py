@@ -84,6 +84,10 @@ def test_bfloat16_by_its_name(tmp_path: pathlib.Path) -> None:
     assert compiled == 1 + 1  # and the loop over blocks
 
 
+def test_names_of_any_iterable() -> None:
+    assert list(fl.warmup(name for name in ("sigmoid", "mse_loss"))) == ["sigmoid", "mse_loss"]
+
+
 def test_unknown_names_and_dtypes_are_errors() -> None:
     with pytest.raises(ValueError, match="functions has 'hinge_loss'; it must be one of binary_cross_entropy, "):
         fl.warmup(["mse_loss", "hinge_loss"])

@@ -89,6 +89,12 @@ _LEAST = min(itertools.chain(*CROSSOVERS.values()))
 """Calls of fewer elements go to torch, whatever the function."""
 
 
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Return whether functorch transforms or forward mode are active; torch.compile guards against other answers."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can serve a call of `name` by the kinds of its tensors; their shapes come later."""
     if input.dtype not in _DTYPES or (others and others[0] is None):
@@ -100,7 +106,7 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
             and tensor.is_cpu
             and tensor.layout is torch.strided
             and not tensor.is_nested
-            and (compiling or not tensor.is_neg())
+            and (compiling or not (tensor.is_neg() or tensor._is_zerotensor()))
         ):
             return False
     for tensor in others:
@@ -108,15 +114,15 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
             return False
     if not input.numel():
         return False
+    if _is_transformed():
+        return False
     if compiling:
         is_loss = name not in ("log_softmax", "softmax", "sigmoid", "logsigmoid")
         return is_loss and input.dtype is not torch.float16 and not torch.compiler.is_exporting()
     return not (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._is_torch_function_mode_enabled()
+        torch._C._is_torch_function_mode_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
-        or forward_ad._current_level >= 0
     )
 
 
@@ -170,9 +176,11 @@ def _class_loss(
 ) -> Tensor:
     if not (
         _served(name, input, target, weight)
+        and isinstance(reduction, str)
         and reduction in _REDUCTIONS
         and not _would_underflow(input, reduction)
-        and isinstance(ignore_index, int)
+        and type(ignore_index) is int
+        and -(2**63) <= ignore_index < 2**63
         and isinstance(label_smoothing, int | float)
         and 0.0 <= label_smoothing <= 1.0
         and _is_class_target(name, target, input, ignore_index)
@@ -211,13 +219,17 @@ def _element_loss(
     weights = [tensor for tensor in (weight, pos_weight) if tensor is not None]
     if not (
         _served(name.removesuffix("_of_logs"), input, target, weight, pos_weight)
+        and isinstance(reduction, str)
         and (reduction in _REDUCTIONS or (reduction == "batchmean" and name.startswith("kl_div") and input.dim() > 0))
         and not _would_underflow(input, reduction)
         and input.shape == target.shape
         and all(_broadcasts(tensor, input) for tensor in weights)
+        and (name != "mse_loss" or weight is None or weight.shape == input.shape)
     ):
         return own(input, target, weight, pos_weight)
     autocast = _autocast(input)
+    if autocast and (target.dtype is torch.float64 or (name == "mse_loss" and weight is not None)):
+        return own(input, target, weight, pos_weight)  # autocast leaves these as they are
     if autocast and (reduction == "none" or target.dtype != input.dtype):
         input, target = input.float(), target.float()
     if any(tensor.dtype != input.dtype for tensor in (target, *weights)):
@@ -369,7 +381,7 @@ def kl_div(
     """
     if _is_small("kl_div", input):
         return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
-    if size_average is not None or reduce is not None:
+    if size_average is not None or reduce is not None or type(log_target) is not bool:
         return OWN.kl_div(input, target, size_average, reduce, reduction, log_target)
 
     def own(input: Tensor, target: Tensor, *_: None) -> Tensor:
@@ -404,7 +416,12 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 
 
 def _softmax(name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None) -> Tensor:
-    if dim is None or not _served(name, input) or not -input.dim() <= dim < input.dim():
+    if (
+        type(dim) is not int
+        or not (dtype is None or isinstance(dtype, torch.dtype))
+        or not _served(name, input)
+        or not -input.dim() <= dim < input.dim()
+    ):
         return getattr(OWN, name)(input, dim, stacklevel + 2, dtype)
     if dtype is not None:
         input = input.to(dtype)
