@@ -26,7 +26,7 @@ _FUNCTIONS = sorted(
 
 def warmup(
     functions: str | Iterable[str] | None = None,
-    dtypes: str | Sequence[DTypeLike] = (np.float32,),
+    dtypes: DTypeLike | Iterable[DTypeLike] = np.float32,
     classes: int | Iterable[int] = _CLASSES,
 ) -> dict[str, float]:
     """Return the seconds that the common calls of each function take to compile, or to load from the cache.
@@ -38,7 +38,7 @@ def warmup(
     ----------
     functions : str or iterable of str, optional
         Names of functions of fastloss; by default all of them.
-    dtypes : str or sequence of dtype, default float32
+    dtypes : dtype or iterable of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
     classes : int or iterable of int, default (2, 10, 100, 256)
         Numbers of classes, for functions of rows. Each from 2 to 16 (8 in float64) has a kernel of its own for
@@ -74,16 +74,12 @@ def warmup(
     >>> list(seconds)
     ['sigmoid']
     """
-    names = _FUNCTIONS if functions is None else [functions] if isinstance(functions, str) else list(functions)
-    types = [_dtype_of(dtype) for dtype in ([dtypes] if isinstance(dtypes, str) else dtypes)]
-    for dtype in types:
-        if not _checks.is_float(dtype):
-            raise TypeError(f"dtypes has {dtype}; it must be {_checks.FLOATS}")
+    names = _FUNCTIONS if functions is None else _several(functions)
+    types = [_dtype_of(dtype) for dtype in _several(dtypes)]
     for name in names:
         if name not in _FUNCTIONS:
             raise ValueError(f"functions has {name!r}; it must be one of {', '.join(_FUNCTIONS)}")
-    several = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
-    numbers = [_checks.index_option("classes", number) for number in several]
+    numbers = [_checks.index_option("classes", number) for number in _several(classes)]
     for number in numbers:
         if number < 1:
             raise ValueError(f"classes has {number}; it must be positive")
@@ -97,10 +93,21 @@ def warmup(
     return seconds
 
 
-def _dtype_of(dtype: DTypeLike) -> np.dtype[Any]:
-    if isinstance(dtype, str) and dtype == "bfloat16":
+def _several(one_or_more: Any) -> list[Any]:
+    is_one = isinstance(one_or_more, (str, type)) or not isinstance(one_or_more, Iterable)
+    return [one_or_more] if is_one else list(one_or_more)
+
+
+def _dtype_of(name: DTypeLike) -> np.dtype[Any]:
+    if isinstance(name, str) and name == "bfloat16":
         importlib.import_module("ml_dtypes")  # before that, NumPy does not know the name
-    return np.dtype(dtype)
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        raise TypeError(f"dtypes has {name!r}; it must be {_checks.FLOATS}") from None
+    if not _checks.is_float(dtype):
+        raise TypeError(f"dtypes has {dtype}; it must be {_checks.FLOATS}")
+    return dtype
 
 
 def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> Iterator[Callable[[], Any]]:

@@ -61,7 +61,7 @@ def test_ignored_rows() -> None:
         torch.testing.assert_close(ours[1], theirs[1])
 
 
-@row("a class of probability 0 below an upstream gradient of nan or inf")
+@row("a gradient of 0 below an upstream gradient of nan or inf")
 def test_gradients_of_zero() -> None:
     logits = torch.tensor([[0, -INF, 1], [0, 1, 2]])
     for upstream in ([NAN, 1], [INF, 1]):

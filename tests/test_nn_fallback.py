@@ -157,29 +157,54 @@ def test_small_inputs_go_to_torch(kernels: list[str], monkeypatch: pytest.Monkey
     input, target = problem()
     F.cross_entropy(input, target)
     assert kernels == []
-    assert set(F.CROSSOVERS) == set(F.__all__)
-    with_gradient, without = (-(-elements // 5) for elements in F.CROSSOVERS["cross_entropy"])
-    labels = torch.zeros(max(with_gradient, without), dtype=torch.int64)
-    for rows, served in ((with_gradient - 1, 0), (with_gradient, 1)):
-        F.cross_entropy(torch.zeros(rows, 5, requires_grad=True), labels[:rows])
-        assert len(kernels) == served
-    for rows, served in ((without - 1, 1), (without, 2)):
-        F.cross_entropy(torch.zeros(rows, 5), labels[:rows])
-        assert len(kernels) == served
-    kernels.clear()
-    F.nll_loss(torch.zeros(8, 1 << 18), labels[:8])
-    assert kernels == []
-    F.nll_loss(torch.zeros(F.CROSSOVERS["nll_loss"][1], 2), labels[:1].expand(F.CROSSOVERS["nll_loss"][1]))
-    assert kernels == ["class_loss"]
     monkeypatch.setenv("FASTLOSS_MIN_SIZE", "31")
     F.cross_entropy(input, target)
-    assert kernels == ["class_loss"]
+    assert kernels == []
     monkeypatch.setenv("FASTLOSS_MIN_SIZE", "30")
     F.cross_entropy(input, target)
-    assert kernels == ["class_loss", "class_loss"]
+    assert kernels == ["class_loss"]
     monkeypatch.setenv("FASTLOSS_MIN_SIZE", "few")
     with pytest.raises(ValueError, match="FASTLOSS_MIN_SIZE is 'few'"):
         F.cross_entropy(input, target)
+
+
+@pytest.mark.parametrize(("classes", "tier"), [(2, 0), (7, 0), (8, 1), (16, 1), (17, 2), (300, 2)])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_crossovers_by_classes(
+    classes: int, tier: int, with_grad: bool, kernels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTLOSS_MIN_SIZE")
+    assert set(F.CROSSOVERS) == set(F.__all__)
+    rows = -(-F.CROSSOVERS["cross_entropy"][tier][not with_grad] // classes)
+    logits, labels = torch.zeros(rows, classes, requires_grad=with_grad), torch.zeros(rows, dtype=torch.int64)
+    F.cross_entropy(logits[1:], labels[1:])
+    assert kernels == []
+    F.cross_entropy(logits, labels)
+    assert kernels == ["class_loss"]
+    # Classes that do not lie side by side have the last crossover.
+    F.cross_entropy(torch.zeros(classes, rows, requires_grad=with_grad).T, labels)
+    F.cross_entropy(torch.zeros(1, classes, rows, requires_grad=with_grad), labels[None])
+    is_large = logits.numel() >= F.CROSSOVERS["cross_entropy"][-1][not with_grad]
+    assert len(kernels) == (3 if is_large else 1)
+    rows = -(-F.CROSSOVERS["softmax"][tier][not with_grad] // classes)
+    logits = torch.zeros(rows, classes, requires_grad=with_grad)
+    kernels.clear()
+    for dim in (1, -1):
+        F.softmax(logits[1:], dim)
+        F.softmax(logits, dim)
+    if tier < 2:
+        F.softmax(logits, 0)
+    assert kernels == ["softmax"] * 2
+
+
+def test_nll_loss_reads_no_more_than_a_class_of_a_row(kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTLOSS_MIN_SIZE")
+    labels = torch.zeros(8, dtype=torch.int64)
+    F.nll_loss(torch.zeros(8, 1 << 18), labels)
+    assert kernels == []
+    rows = F.CROSSOVERS["nll_loss"][0][1]
+    F.nll_loss(torch.zeros(rows, 2), labels[:1].expand(rows))
+    assert kernels == ["class_loss"]
 
 
 @pytest.mark.parametrize("name", sorted(F.CROSSOVERS))

@@ -88,12 +88,20 @@ def test_names_of_any_iterable() -> None:
     assert list(fl.warmup(name for name in ("sigmoid", "mse_loss"))) == ["sigmoid", "mse_loss"]
 
 
+def test_one_or_more_dtypes() -> None:
+    for dtypes in (np.float32, np.dtype(np.float32), "float32", iter([np.float32])):
+        assert list(fl.warmup("sigmoid", dtypes)) == ["sigmoid"]
+
+
 def test_unknown_names_and_dtypes_are_errors() -> None:
     with pytest.raises(ValueError, match="functions has 'hinge_loss'; it must be one of binary_cross_entropy, "):
         fl.warmup(["mse_loss", "hinge_loss"])
-    for dtype in (np.complex64, np.int64, np.bool_):
-        with pytest.raises(TypeError, match=r"dtypes has .*; it must be float16, bfloat16, float32 or float64"):
-            fl.warmup(["sigmoid"], dtypes=[np.float32, dtype])
+    with pytest.raises(ValueError, match="functions has 3; it must be one of"):
+        fl.warmup(3)  # type: ignore[arg-type]
+    for dtype in (np.complex64, np.int64, np.bool_, "float31"):
+        for dtypes in (dtype, [np.float32, dtype]):
+            with pytest.raises(TypeError, match=r"dtypes has .*; it must be float16, bfloat16, float32 or float64"):
+                fl.warmup(["sigmoid"], dtypes)
     with pytest.raises(ValueError, match="classes has 0; it must be positive"):
         fl.warmup("cross_entropy", classes=[10, 0])
     with pytest.raises(TypeError, match="classes is 'many'; it must be an integer"):

@@ -24,7 +24,6 @@ Signatures, values, gradients and errors are torch's; its documentation applies.
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -67,25 +66,32 @@ _ENVIRONMENT = os.environ._data  # type: ignore[attr-defined]  # private; found 
 
 _REDUCTIONS = frozenset(("mean", "sum", "none"))
 
+CLASSES_OF_CROSSOVERS = (7, 16)
+"""The most classes of a row in memory for which the first and the second crossover of a function hold.
+
+Up to 7 do not fill one of torch's vectors, and it takes them one by one. Up to 16 have kernels of their own.
+"""
+
 CROSSOVERS = {
-    "binary_cross_entropy": (1 << 15, 1 << 13),
-    "binary_cross_entropy_with_logits": (1 << 17, 1 << 17),
-    "cross_entropy": (1 << 19, 1 << 19),
-    "kl_div": (1 << 17, 1 << 15),
-    "log_softmax": (1 << 23, 1 << 22),
-    "logsigmoid": (1 << 23, 1 << 19),
-    "mse_loss": (1 << 21, 1 << 21),
-    "nll_loss": (1 << 23, 1 << 20),
-    "sigmoid": (1 << 23, 1 << 23),
-    "softmax": (1 << 23, 1 << 22),
+    "binary_cross_entropy": ((1 << 15, 1 << 13),),
+    "binary_cross_entropy_with_logits": ((1 << 17, 1 << 17),),
+    "cross_entropy": ((1 << 14, 1 << 14), (1 << 17, 1 << 17), (1 << 18, 1 << 19)),
+    "kl_div": ((1 << 17, 1 << 15),),
+    "log_softmax": ((1 << 15, 1 << 15), (1 << 19, 1 << 18), (1 << 22, 1 << 21)),
+    "logsigmoid": ((1 << 23, 1 << 19),),
+    "mse_loss": ((1 << 21, 1 << 21),),
+    "nll_loss": ((1 << 20, 1 << 20), (1 << 22, 1 << 20), (1 << 23, 1 << 20)),
+    "sigmoid": ((1 << 23, 1 << 23),),
+    "softmax": ((1 << 15, 1 << 14), (1 << 18, 1 << 17), (1 << 22, 1 << 22)),
 }
 """Elements from which on the kernels are faster than torch's own function at any shape: (with a gradient, without).
 
-They are those of the input, but the targets' of `nll_loss` without a gradient, which reads no others. Measured by
-`python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX-512, rounded up to a power of two.
+The last ones hold for more classes and for those that do not lie side by side, and those of functions without classes
+for all. They are elements of the input, but the targets' of `nll_loss` without a gradient, which reads no others.
+Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2, rounded up to a power of two.
 """
 
-_LEAST = min(itertools.chain(*CROSSOVERS.values()))
+_LEAST = min(min(pair) for pairs in CROSSOVERS.values() for pair in pairs)
 """Calls of fewer elements go to torch, whatever the function."""
 
 
@@ -126,10 +132,21 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _is_small(name: str, input: Tensor, read: Tensor | None = None) -> bool:
+def _crossover(name: str, input: Tensor, dim: int | None) -> tuple[int, int]:
+    """Return the one of `CROSSOVERS` for a call with the classes along the axis `dim`."""
+    *of_few_classes, others = CROSSOVERS[name]
+    if type(dim) is int and dim in (-1, input.dim() - 1) and input.stride(-1) == 1:
+        for classes, crossover in zip(CLASSES_OF_CROSSOVERS, of_few_classes, strict=True):
+            if input.shape[-1] <= classes:
+                return crossover
+    return others
+
+
+def _is_small(name: str, input: Tensor, dim: int | None = None, read: Tensor | None = None) -> bool:
     """Return whether a call has too few elements for the kernels, or no plain tensor as its input.
 
-    Without a gradient it has as many as there are in `read`, if that is a tensor.
+    Its classes lie along the axis `dim`. Without a gradient it has as many elements as there are in `read`, if that is
+    a tensor.
     """
     if type(input) not in _PLAIN:
         return True
@@ -137,9 +154,10 @@ def _is_small(name: str, input: Tensor, read: Tensor | None = None) -> bool:
     if setting is None:
         if input.numel() < _LEAST:
             return True
+        with_gradient, without = _crossover(name, input, dim)
         if input.requires_grad and torch.is_grad_enabled():
-            return input.numel() < CROSSOVERS[name][0]
-        return (read if isinstance(read, Tensor) else input).numel() < CROSSOVERS[name][1]
+            return input.numel() < with_gradient
+        return (read if isinstance(read, Tensor) else input).numel() < without
     try:
         return input.numel() < int(setting)
     except ValueError:
@@ -267,7 +285,7 @@ def cross_entropy(
     See `torch.nn.functional.cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html>`_.
     """
-    if _is_small("cross_entropy", input):
+    if _is_small("cross_entropy", input, dim=1):
         return OWN.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
@@ -288,7 +306,7 @@ def nll_loss(
     See `torch.nn.functional.nll_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html>`_.
     """
-    if _is_small("nll_loss", input, read=target):
+    if _is_small("nll_loss", input, dim=1, read=target):
         return OWN.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.nll_loss, ignore_index=ignore_index, reduction=reduction)
@@ -399,7 +417,7 @@ def log_softmax(
     See `torch.nn.functional.log_softmax
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html>`_.
     """
-    if _is_small("log_softmax", input):
+    if _is_small("log_softmax", input, dim):
         return OWN.log_softmax(input, dim, _stacklevel + 1, dtype)
     return _softmax("log_softmax", input, dim, _stacklevel, dtype)
 
@@ -410,7 +428,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     See `torch.nn.functional.softmax
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html>`_.
     """
-    if _is_small("softmax", input):
+    if _is_small("softmax", input, dim):
         return OWN.softmax(input, dim, _stacklevel + 1, dtype)
     return _softmax("softmax", input, dim, _stacklevel, dtype)
 
