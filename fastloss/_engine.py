@@ -9,12 +9,12 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
 | side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
 | anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
-| side by side (3)     | 3 to 16, likewise (2)     | `cross_entropy_few`    |
+| side by side (3)     | 2 to 16, class indices    | `cross_entropy_few`    |
 | side by side (3)     | 2 to 16, without targets  | `softmax_few`          |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
-(2) And without label smoothing.
+(2) Without label smoothing.
 (3) As are the rows, of the outputs too. In float64 up to 8: a row of the kernel's own numbers takes 64 bytes.
 """
 
@@ -189,11 +189,12 @@ def _plan(
     itemsize: int,
     of_logits: bool,
     for_few: str | None,
+    smoothed: bool,
     in_half: bool | None,
 ) -> _Plan | None:
     """Return the plan of the table above for arrays of one shape, None where no kernel can walk them.
 
-    `for_few` is the kernel that serves few classes: "few" for class indices alone, "softmax_few" without targets.
+    `for_few` is the kernel that serves few classes: "few" for class indices, "softmax_few" without targets.
     """
     of_arrays = [of_array for of_array in strides if of_array is not None]
     layout = _layout.rows(shape, of_arrays, axis)
@@ -210,7 +211,7 @@ def _plan(
     rows_too = outer == 1 and all(
         layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in of_arrays
     )
-    if for_few == "few" and classes == 2:
+    if for_few == "few" and classes == 2 and not smoothed:
         length = -(-length // lanes) * lanes
         return _Plan("pairs", layout, _threads.block_count(rows, length), (length,))
     if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too:
@@ -272,8 +273,9 @@ def _run_rows(
         None if gradient is None else gradient.strides,
         None if log_softmax is None else log_softmax.strides,
     )
-    for_few = None if spread is not None else "softmax_few" if target is None else "few"
-    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, in_half)
+    for_few = "few" if target is not None else "softmax_few" if probabilities is None else None
+    smoothed = spread is not None
+    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, smoothed, in_half)
     if plan is None:  # on copies with the classes side by side
         moved = _classes_last(input, axis)
         soft = None if probabilities is None else _classes_last(probabilities, axis)
@@ -302,6 +304,8 @@ def _run_rows(
     if name == "softmax_few":
         arguments = (x, *settings, gradient, log_softmax, loss)
     elif name in ("few", "pairs", "nll"):
+        if name == "few":
+            settings = None if spread is None else (keep_share, spread, soft_mass), *settings
         arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, loss, sums)
     else:
         if name == "chunks":

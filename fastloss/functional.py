@@ -86,8 +86,8 @@ def cross_entropy(
     One pass over the logits gives loss and gradient, with no memory beside the gradient; without it, the call needs
     O(N) bytes at most. Sums over rows are float64. With class indices, neither the loss nor the gradient cancels where
     the label is all but certain. Class indices are read twice, since their range is checked first; but once for the
-    loss alone, without label smoothing, of 2 classes or of 3 to 16 (8 in float64) side by side. If every row is ignored
-    the mean is nan and the gradient 0.
+    loss alone of up to 16 classes (8 in float64) side by side, or of 2 anywhere without label smoothing. If every row
+    is ignored the mean is nan and the gradient 0.
 
     A logit of -inf has probability 0. A row with nan, with inf, or of -inf alone, has loss and gradient nan.
 

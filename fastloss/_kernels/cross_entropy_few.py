@@ -27,6 +27,7 @@ from fastloss._kernels._memory import (
     if_needed,
     itemsize_of,
     keep,
+    load_one,
     pointer,
     prefetch,
     zeros_like,
@@ -72,7 +73,25 @@ def _gradient(c, nothing, e, given):
 
 
 @inlined
-def _group(source, labels, plain, classes, class_weight, ignore_index, scale, count, out, out_loss, sums):
+def _soft_target(c, class_weight, spread):
+    """Return what smoothing makes of the class `c` as a target, times its weight: rounded as `soft_mass` sums it."""
+    return spread if class_weight is None else spread * load_one(class_weight, c)
+
+
+@inlined
+def _soft_offset(c, dot, x, given):
+    highest, class_weight, spread = given
+    return dot + _soft_target(c, class_weight, spread) * (x - highest), x
+
+
+@inlined
+def _soft_gradient(c, nothing, gradient, given):
+    scale, class_weight, spread = given
+    return nothing, gradient - _soft_target(c, class_weight, spread) * scale
+
+
+@inlined
+def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing, scale, count, out, out_loss, sums):
     """Do `LANES` rows from the pointers on, of which the first `count` count; return `sums` with their losses.
 
     These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
@@ -88,37 +107,49 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, scale, co
     # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
     above_one = (rest + (e_label - constant(zero, 1) / unscale(zero))) * unscale(zero)
     above_one = select(label >= 0, above_one, zero)
+    total = rest + e_label
+    hard = constant(zero, 1)
     if class_weight is not None:
-        weight = lookup_few(class_weight, label, logits)
-    if class_weight is None and out_loss is None:
+        hard = lookup_few(class_weight, label, logits)
+    if smoothing is not None:
+        keep_share, spread, soft_mass = smoothing
+        hard, spread = hard * keep_share, constant(zero, spread)
+    if class_weight is None and smoothing is None and out_loss is None:
         sums = linear - offset, compounded(growth, above_one)
     else:
-        loss = log1p_of_sum(above_one) - offset
-        if class_weight is not None:
-            loss = loss * weight
+        log_total = log1p_of_sum(above_one)
+        loss = hard * (log_total - offset)
+        if smoothing is not None:
+            dot, _ = unrolled(_soft_offset, zero, logits, (highest, class_weight, spread))
+            loss = select(label >= 0, loss + (log_total * soft_mass - dot), zero)
         if out_loss is not None:
             write_lanes(out_loss, 0, loss, min(count, LANES), False)
         sums = linear + loss, growth
     if out is not None:
-        factor = constant(zero, scale) / (rest + e_label)
-        if class_weight is not None:
-            factor = factor * weight
-        factor = select(label >= 0, factor, zero)
-        _, gradient = unrolled(_gradient, (), e, (label, -rest * factor, factor))
+        inverse = select(label >= 0, constant(zero, scale) / total, zero)
+        factor = hard * inverse
+        at_label = -rest * factor
+        if smoothing is not None:
+            of_mass = inverse * soft_mass
+            factor, at_label = factor + of_mass, at_label + e_label * of_mass
+        _, gradient = unrolled(_gradient, (), e, (label, at_label, factor))
+        if smoothing is not None:
+            counted = select(label >= 0, constant(zero, scale), zero)
+            _, gradient = unrolled(_soft_gradient, (), gradient, (counted, class_weight, spread))
         store_classes(out, gradient)
     return sums
 
 
 @shared
-def _groups(source, labels, plain, classes, class_weight, ignore_index, scale, count, out, out_loss):
+def _groups(source, labels, plain, classes, class_weight, ignore_index, smoothing, scale, count, out, out_loss):
     """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses."""
     zero = zeros_like(source)
     sums = (zero, zero)
     for r in range(0, count, LANES):
         at = r * len(classes)
         sums = _group(
-            advance(source, at), advance(labels, r), plain, classes, class_weight, ignore_index, scale, count - r,
-            advance(out, at), advance(out_loss, r), sums,
+            advance(source, at), advance(labels, r), plain, classes, class_weight, ignore_index, smoothing, scale,
+            count - r, advance(out, at), advance(out_loss, r), sums,
         )  # fmt: skip
     linear, growth = sums
     return widen(linear + log1p_of_sum(growth))
@@ -126,14 +157,14 @@ def _groups(source, labels, plain, classes, class_weight, ignore_index, scale, c
 
 @kernel
 def cross_entropy_few(
-    launcher, blocks, block, x, target, class_weight, ignore_index, scale, mean, classes, rows_per_block, out_gradient,
-    out_loss, out_sums,
+    launcher, blocks, block, x, target, class_weight, ignore_index, scale, mean, smoothing, classes, rows_per_block,
+    out_gradient, out_loss, out_sums,
 ):  # fmt: skip
     """Rows of few classes that lie side by side, as the classes of a row do: fills the `out_*` that are not None.
 
-    The arguments are those of `cross_entropy_rows`, but `outer` is 1, and `classes` is a tuple with an entry for each
-    class: the kernel is compiled for each number of classes. Each thread needs a group of rows of memory and `ROWS`
-    class indices.
+    The arguments are those of `cross_entropy_rows`, but `outer` is 1, `smoothing` is its (keep_share, spread,
+    soft_mass) or None, and `classes` is a tuple with an entry for each class: the kernel is compiled for each number of
+    classes. Each thread needs a group of rows of memory and `ROWS` class indices.
     """
     number = len(classes)
     if out_gradient is not None and not surveyed(launcher, block, target, number, ignore_index, class_weight, out_sums):
@@ -158,7 +189,7 @@ def cross_entropy_few(
         whole = (until - r) // LANES * LANES
         if whole > 0:
             total = total + _groups(
-                advance(source, r * number), labels, plain, classes, weights, ignore_index, scale, whole,
+                advance(source, r * number), labels, plain, classes, weights, ignore_index, smoothing, scale, whole,
                 advance(out, r * number), advance(losses, r),
             )  # fmt: skip
             labels = advance(labels, whole)
@@ -166,8 +197,9 @@ def cross_entropy_few(
         if r < until:  # copied, for a group has no fewer rows
             take_rows(x, 0, r, until - r, group_array)
             total = total + _groups(
-                group, labels, plain, classes, weights, ignore_index, scale, until - r, out_group, advance(losses, r)
-            )
+                group, labels, plain, classes, weights, ignore_index, smoothing, scale, until - r, out_group,
+                advance(losses, r),
+            )  # fmt: skip
             give_rows(group_array, out_gradient, 0, r, until - r)
             r = until
     keep(group_array)

@@ -239,13 +239,13 @@ def _rows_of_tile(
         mass = constant(mass, soft_mass)
     total = rest + e_label
     log_total = log_of_normal(total * unscale(total))
-    one = constant(total, 1) / unscale(total)
     inverse = constant(total, scale) / total
     loss = zeros_like(tile)
     at_label = loss
     if has_target is not None:
         # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
-        loss = hard * (log1p_of_sum((rest + (e_label - one)) * unscale(total)) - offset)
+        log_total = log1p_of_sum((rest + (e_label - constant(total, 1) / unscale(total))) * unscale(total))
+        loss = hard * (log_total - offset)
         at_label = (mass * e_label - hard * rest) * inverse - smooth * scale
     if spread is not None:
         loss = loss + (mass * log_total - dot)
