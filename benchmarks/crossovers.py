@@ -33,7 +33,7 @@ ROWS = [1 << i for i in range(24)]
 def shapes_of(name: str) -> list[tuple[int, ...]]:
     """Return the grid for the function `name`: rows, and for those of classes one image whose pixels are the rows."""
     grid: list[tuple[int, ...]] = [(n, c) for n, c in itertools.product(ROWS, CLASSES) if n * c <= LARGEST]
-    return grid + [(1, c, n) for n, c in grid if 1 < n and c <= 512] if len(F.CROSSOVERS[name]) > 1 else grid
+    return grid + [(1, c, n) for n, c in grid if n > 1 and c <= 512] if len(F.CROSSOVERS[name]) > 1 else grid
 
 
 def tier_of(name: str, shape: tuple[int, ...]) -> int:
