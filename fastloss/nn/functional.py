@@ -91,8 +91,8 @@ for all. They are elements of the input, but the targets' of `nll_loss` without 
 Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2, rounded up to a power of two.
 """
 
-_LEAST = min(min(pair) for pairs in CROSSOVERS.values() for pair in pairs)
-"""Calls of fewer elements go to torch, whatever the function."""
+_LEAST = {name: min(map(min, crossovers)) for name, crossovers in CROSSOVERS.items()}
+"""Calls of fewer elements go to torch, whatever the shape: small ones are spared the rest of the choice."""
 
 
 @torch.compiler.assume_constant_result
@@ -152,7 +152,7 @@ def _is_small(name: str, input: Tensor, dim: int | None = None, read: Tensor | N
         return True
     setting = _ENVIRONMENT.get(_MIN_SIZE)
     if setting is None:
-        if input.numel() < _LEAST:
+        if input.numel() < _LEAST[name]:
             return True
         with_gradient, without = _crossover(name, input, dim)
         if input.requires_grad and torch.is_grad_enabled():
@@ -285,7 +285,7 @@ def cross_entropy(
     See `torch.nn.functional.cross_entropy
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html>`_.
     """
-    if _is_small("cross_entropy", input, dim=1):
+    if _is_small("cross_entropy", input, 1):
         return OWN.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
@@ -306,7 +306,7 @@ def nll_loss(
     See `torch.nn.functional.nll_loss
     <https://pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html>`_.
     """
-    if _is_small("nll_loss", input, dim=1, read=target):
+    if _is_small("nll_loss", input, 1, target):
         return OWN.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction_of(size_average, reduce, reduction)
     own = partial(OWN.nll_loss, ignore_index=ignore_index, reduction=reduction)
