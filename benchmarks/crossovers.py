@@ -3,7 +3,7 @@
 For each function and a grid of shapes by powers of two, loss and gradient through autograd, or the forward pass alone,
 are timed by the kernels and by torch in turns. A crossover is the least number of elements (of `nll_loss` without a
 gradient, which reads one of each row: of rows) from which on no shape of the grid is slower than torch: the source of
-`CROSSOVERS` in fastloss/nn/functional.py, whose classes of rows have one each.
+`CROSSOVERS` in fastloss/nn/functional.py, which has one for each range of numbers of classes.
 """
 
 from __future__ import annotations

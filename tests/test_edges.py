@@ -18,8 +18,8 @@ import fastloss as fl
 
 INF, NAN = np.inf, np.nan
 FLOATS = [np.dtype(np.float32), np.dtype(np.float64)]
-CLASSES = [5, 60]
-"""Lanes run over rows of the first, over the classes of the second."""
+CLASSES = [5, 60, 300]
+"""Each has another kernel: that of few classes, tiles, rows."""
 
 
 def assert_as_torch(ours: tuple[Any, Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
@@ -97,6 +97,22 @@ def test_logits_of_ignored_rows_do_not_matter(classes: int, label_smoothing: flo
         assert loss == expected
         np.testing.assert_array_equal(gradient, expected_gradient)
     assert not gradient[target == -100].any()
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_weights_do_not_reach_ignored_rows(classes: int, label_smoothing: float) -> None:
+    logits = cases.logits_of((17, classes), np.dtype(np.float32))
+    target = np.where(np.arange(17) % 3, np.arange(17) % classes, -100)
+    for number in (NAN, INF):
+        weight = np.ones(classes, np.float32)
+        weight[1] = number
+        losses, gradient = fl.cross_entropy(
+            logits, target, weight, label_smoothing=label_smoothing, reduction="none", return_grad=True
+        )
+        assert not losses[target == -100].any()
+        assert not gradient[target == -100].any()
+        assert not np.isfinite(gradient[target == 1]).any()
 
 
 @pytest.mark.parametrize("classes", CLASSES)

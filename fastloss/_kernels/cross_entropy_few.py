@@ -86,8 +86,8 @@ def _soft_offset(c, dot, x, given):
 
 @inlined
 def _soft_gradient(c, nothing, gradient, given):
-    scale, class_weight, spread = given
-    return nothing, gradient - _soft_target(c, class_weight, spread) * scale
+    label, scale, class_weight, spread = given
+    return nothing, select(label >= 0, gradient - _soft_target(c, class_weight, spread) * scale, 0.0)
 
 
 @inlined
@@ -134,8 +134,7 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
             factor, at_label = factor + of_mass, at_label + e_label * of_mass
         _, gradient = unrolled(_gradient, (), e, (label, at_label, factor))
         if smoothing is not None:
-            counted = select(label >= 0, constant(zero, scale), zero)
-            _, gradient = unrolled(_soft_gradient, (), gradient, (counted, class_weight, spread))
+            _, gradient = unrolled(_soft_gradient, (), gradient, (label, scale, class_weight, spread))
         store_classes(out, gradient)
     return sums
 
