@@ -1,9 +1,9 @@
 """`python -m benchmarks.crossovers`: from how many elements on fastloss.nn is faster than torch's own functions.
 
-For each function and a grid of shapes by powers of two, loss and gradient through autograd, or the forward pass alone,
-are timed by the kernels and by torch in turns. A crossover is the least number of elements (of `nll_loss` without a
-gradient, which reads one of each row: of rows) from which on no shape of the grid is slower than torch: the source of
-`CROSSOVERS` in fastloss/nn/functional.py, which has one for each range of numbers of classes.
+For each function, rows by powers of two and some numbers of classes, loss and gradient through autograd, or the forward
+pass alone, are timed by the kernels and by torch in turns. A crossover is the least number of elements (of `nll_loss`
+without a gradient, which reads one of each row: of rows) from which on no shape of the grid is slower than torch: the
+source of `CROSSOVERS` in fastloss/nn/functional.py, which has one for each range of numbers of classes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
             last_slower = max((sizes[shape] for shape in of_tier if ratios[shape] < 1), default=0)
             first = min((sizes[shape] for shape in of_tier if sizes[shape] > last_slower), default=LARGEST)
             worst = min(of_tier, key=ratios.__getitem__)
-            most = dict(enumerate(F.CLASSES_OF_CROSSOVERS)).get(tier, "more") if len(F.CROSSOVERS[name]) > 1 else "any"
+            most = dict(enumerate(F.CLASSES_OF_CROSSOVERS)).get(tier, "other") if len(F.CROSSOVERS[name]) > 1 else "any"
             print(
                 f"{name:33}{'loss and gradient' if with_grad else 'forward':18}{most:>5} classes: faster from "
                 f"{first:>10,} on; least {ratios[worst]:.2f} x torch's speed at {worst}",

@@ -94,7 +94,7 @@ def warmup(
 
 
 def _several(one_or_more: Any) -> list[Any]:
-    is_one = isinstance(one_or_more, (str, type)) or not isinstance(one_or_more, Iterable)
+    is_one = isinstance(one_or_more, str) or not isinstance(one_or_more, Iterable)
     return [one_or_more] if is_one else list(one_or_more)
 
 
@@ -102,7 +102,7 @@ def _dtype_of(name: DTypeLike) -> np.dtype[Any]:
     if isinstance(name, str) and name == "bfloat16":
         importlib.import_module("ml_dtypes")  # before that, NumPy does not know the name
     try:
-        dtype = np.dtype(name)
+        dtype = np.dtype("O" if name is None else name)  # NumPy makes float64 of None
     except TypeError:
         raise TypeError(f"dtypes has {name!r}; it must be {_checks.FLOATS}") from None
     if not _checks.is_float(dtype):

@@ -163,9 +163,7 @@ def class_case(name: str, dtype: np.dtype, shape: Shape, place: Place, variant: 
             weight = options["weight"].astype(np.float64)
         one_hot = np.moveaxis(labels[..., None] == np.arange(classes), -1, 1)
         q = one_hot.astype(np.float64)
-        if (
-            variant == "weighted" and name == "cross_entropy" and classes not in (2, 3, 7)
-        ):  # whose kernels do not smooth
+        if variant == "weighted" and name == "cross_entropy" and classes % 2 == 0:
             options["label_smoothing"] = 0.25
             q = np.where(one_hot.any(axis=1, keepdims=True), 0.75 * q + 0.25 / classes, 0.0)
     q = q * weight.reshape(-1, *[1] * (len(shape) - 2))

@@ -228,3 +228,13 @@ def test_a_block_of_masked_logits_has_gradient_zero(highest: float) -> None:
     assert_close(loss, true_loss, np.float32)
     assert_close(gradient, true_gradient, np.float32)
     assert_close(fl.softmax(logits), oracles.softmax(logits), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("classes", "itemsize", "kernel"), [(2, 4, "few"), (16, 4, "few"), (17, 4, "tiles"), (8, 8, "few"), (9, 8, "tiles")]
+)
+def test_few_classes_are_smoothed_by_their_kernels(classes: int, itemsize: int, kernel: str) -> None:
+    strides = classes * itemsize, itemsize
+    plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True, None)
+    assert plan is not None
+    assert plan.kernel == kernel

@@ -186,15 +186,27 @@ def test_crossovers_by_classes(
     F.cross_entropy(torch.zeros(1, classes, rows, requires_grad=with_grad), labels[None])
     is_large = logits.numel() >= F.CROSSOVERS["cross_entropy"][-1][not with_grad]
     assert len(kernels) == (3 if is_large else 1)
-    rows = -(-F.CROSSOVERS["softmax"][tier][not with_grad] // classes)
-    logits = torch.zeros(rows, classes, requires_grad=with_grad)
-    kernels.clear()
-    for dim in (1, -1):
-        F.softmax(logits[1:], dim)
-        F.softmax(logits, dim)
-    if tier < 2:
-        F.softmax(logits, 0)
-    assert kernels == ["softmax"] * 2
+    for name in ("softmax", "log_softmax"):
+        rows = -(-F.CROSSOVERS[name][tier][not with_grad] // classes)
+        logits = torch.zeros(rows, classes, requires_grad=with_grad)
+        kernels.clear()
+        for dim in (1, -1):
+            getattr(F, name)(logits[1:], dim)
+            getattr(F, name)(logits, dim)
+        if tier < 2:
+            getattr(F, name)(logits, 0)
+        assert kernels == [name] * 2
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support is in beta")
+def test_large_tensors_without_strides_go_to_torch(kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTLOSS_MIN_SIZE")
+    logits = torch.zeros(1 << 15, 5)
+    nested = torch.nested.nested_tensor([logits[:9], logits[9:]])
+    assert F.softmax(nested, -1).is_nested
+    with pytest.raises(NotImplementedError, match="Could not run"):
+        F.softmax(logits.to_sparse_csr(), -1)
+    assert kernels == []
 
 
 def test_nll_loss_reads_no_more_than_a_class_of_a_row(kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +217,9 @@ def test_nll_loss_reads_no_more_than_a_class_of_a_row(kernels: list[str], monkey
     rows = F.CROSSOVERS["nll_loss"][0][1]
     F.nll_loss(torch.zeros(rows, 2), labels[:1].expand(rows))
     assert kernels == ["class_loss"]
+    rows = F.CROSSOVERS["nll_loss"][0][0] // 2
+    F.nll_loss(torch.zeros(rows, 2, requires_grad=True), labels[:1].expand(rows))
+    assert kernels == ["class_loss"] * 2
 
 
 @pytest.mark.parametrize("name", sorted(F.CROSSOVERS))

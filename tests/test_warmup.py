@@ -98,7 +98,7 @@ def test_unknown_names_and_dtypes_are_errors() -> None:
         fl.warmup(["mse_loss", "hinge_loss"])
     with pytest.raises(ValueError, match="functions has 3; it must be one of"):
         fl.warmup(3)  # type: ignore[arg-type]
-    for dtype in (np.complex64, np.int64, np.bool_, "float31"):
+    for dtype in (np.complex64, np.int64, np.bool_, "float31", None):
         for dtypes in (dtype, [np.float32, dtype]):
             with pytest.raises(TypeError, match=r"dtypes has .*; it must be float16, bfloat16, float32 or float64"):
                 fl.warmup(["sigmoid"], dtypes)

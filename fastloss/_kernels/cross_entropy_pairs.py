@@ -1,4 +1,4 @@
-"""Cross-entropy of two classes with class indices, with lanes that run over the rows.
+"""Cross-entropy of two classes with class indices and no label smoothing, with lanes that run over the rows.
 
 It is a function of one number, z, the other class's logit minus the label's: the loss is log(1 + e**z), its derivative
 the sigmoid of z, with opposite signs at the two classes. One exponential serves a row, one logarithm the sum of many,

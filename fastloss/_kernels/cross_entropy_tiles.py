@@ -1,9 +1,9 @@
 """Cross-entropy, log-sum-exp and softmax with lanes that run over the rows.
 
-It serves what the kernels of `cross_entropy` do not: few classes, for which what is done once for a row would take
-longest, and classes that do not lie side by side in memory. A tile of some rows is turned class-major in a cache,
-widened on the way, so that each class of `LANES` rows is one vector whatever the layout was. The formulas are those of
-`cross_entropy`.
+It serves what no other kernel does: fewer classes than those of `cross_entropy`, for which what is done once for a row
+would take longest, and classes that do not lie side by side in memory. A tile of some rows is turned class-major in a
+cache, widened on the way, so that each class of `LANES` rows is one vector whatever the layout was. The formulas are
+those of `cross_entropy`.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ _REDUCTIONS = frozenset(("mean", "sum", "none"))
 CLASSES_OF_CROSSOVERS = (7, 16)
 """The most classes of a row in memory for which the first and the second crossover of a function hold.
 
-Up to 7 do not fill one of torch's vectors, and it takes them one by one. Up to 16 have kernels of their own.
+Up to 7 do not fill one of torch's vectors, and it takes them one by one. Up to 16 (8 in float64) have kernels of their
+own.
 """
 
 CROSSOVERS = {
@@ -86,9 +87,10 @@ CROSSOVERS = {
 }
 """Elements from which on the kernels are faster than torch's own function at any shape: (with a gradient, without).
 
-The last ones hold for more classes and for those that do not lie side by side, and those of functions without classes
-for all. They are elements of the input, but the targets' of `nll_loss` without a gradient, which reads no others.
-Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2, rounded up to a power of two.
+The last ones hold for more classes and for those that are not the last axis or do not lie side by side in it, and those
+of functions without classes for all. They are elements of the input, but the targets' of `nll_loss` without a gradient,
+which reads no others. Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2, rounded up to
+a power of two.
 """
 
 _LEAST = {name: min(map(min, crossovers)) for name, crossovers in CROSSOVERS.items()}
@@ -135,7 +137,8 @@ def _served(name: str, input: Tensor, *others: Tensor | None) -> bool:
 def _crossover(name: str, input: Tensor, dim: int | None) -> tuple[int, int]:
     """Return the one of `CROSSOVERS` for a call with the classes along the axis `dim`."""
     *of_few_classes, others = CROSSOVERS[name]
-    if type(dim) is int and dim in (-1, input.dim() - 1) and input.stride(-1) == 1:
+    has_strides = input.layout is torch.strided and not input.is_nested
+    if has_strides and type(dim) is int and dim in (-1, input.dim() - 1) and input.stride(-1) == 1:
         for classes, crossover in zip(CLASSES_OF_CROSSOVERS, of_few_classes, strict=True):
             if input.shape[-1] <= classes:
                 return crossover
