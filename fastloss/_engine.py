@@ -164,10 +164,6 @@ def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
     raise IndexError(f"target{_checks.at(position)} is {target[position]}, but there are {classes} classes")
 
 
-def _in_half(input: np.ndarray) -> bool | None:
-    return True if input.itemsize == 2 else None
-
-
 class _Plan(NamedTuple):
     """Which kernel serves rows of some shape and strides, and how they are cut."""
 
@@ -190,7 +186,6 @@ def _plan(
     of_logits: bool,
     for_few: str | None,
     smoothed: bool,
-    in_half: bool | None,
 ) -> _Plan | None:
     """Return the plan of the table above for arrays of one shape, None where no kernel can walk them.
 
@@ -227,8 +222,8 @@ def _plan(
     if classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         block = _lazy().softmax.BLOCK
         length = max(-(-classes * rows // (CHUNKS * block)), 8) * block
-        return _Plan("chunks", layout, rows, (in_half, streamed, length), -(-classes // length))
-    return _Plan("rows", layout, _threads.block_count(rows, length), (in_half, streamed, length))
+        return _Plan("chunks", layout, rows, (streamed, length), -(-classes // length))
+    return _Plan("rows", layout, _threads.block_count(rows, length), (streamed, length))
 
 
 def _classes_last(array: np.ndarray, axis: int) -> np.ndarray:
@@ -252,12 +247,10 @@ def _run_rows(
     log_softmax: np.ndarray | None = None,
     per_row: bool = False,
     of_logits: bool = True,
-    in_half: bool | None = None,
 ) -> tuple[float, float, np.ndarray | None]:
     """Run the kernel of the plan on what `cross_entropy_rows` takes.
 
-    The input holds log-probabilities unless `of_logits`. `in_half` is True where it is of half precision and the
-    results are to be no more exact than that, else None.
+    The input holds log-probabilities unless `of_logits`.
 
     Return (sum of the losses, that of the targets' weights, with `per_row` the loss of each row). The first class index
     that is out of range raises an IndexError, before anything is written.
@@ -275,14 +268,14 @@ def _run_rows(
     )
     for_few = "few" if target is not None else "softmax_few" if probabilities is None else None
     smoothed = spread is not None
-    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, smoothed, in_half)
+    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, smoothed)
     if plan is None:  # on copies with the classes side by side
         moved = _classes_last(input, axis)
         soft = None if probabilities is None else _classes_last(probabilities, axis)
         outputs = [(out, None if out is None else np.empty_like(moved)) for out in (gradient, log_softmax)]
         result = _run_rows(
             moved, input.ndim - 1, target, soft, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean,
-            outputs[0][1], outputs[1][1], per_row, of_logits, in_half,
+            outputs[0][1], outputs[1][1], per_row, of_logits,
         )  # fmt: skip
         for out, copy in outputs:
             if out is not None and copy is not None:
@@ -345,13 +338,11 @@ def class_loss(
     out: np.ndarray | None,
     of_logits: bool = True,
     upstream: float = 1.0,
-    exactly: bool = False,
 ) -> tuple[Any, np.ndarray | None]:
     """Return (loss, gradient times `upstream` or None) for indices `target` or, if that is None, `probabilities`.
 
     It is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities: a float,
-    or with the reduction "none" an array in the accumulator of the input's dtype; as exact as that if `exactly`, else
-    as the input's dtype needs.
+    or with the reduction "none" an array in the accumulator of the input's dtype.
     """
     axis = _checks.class_axis(input)
     classes = input.shape[axis]
@@ -368,7 +359,7 @@ def class_loss(
     loss_sum, targets_weight, losses = _run_rows(
         input, axis, target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
         _reduction.ratio(upstream, divisor), mean and target is not None, gradient, None, reduction == "none",
-        of_logits, None if exactly else _in_half(input),
+        of_logits,
     )  # fmt: skip
     if mean and target is not None:
         divisor = targets_weight
@@ -378,19 +369,19 @@ def class_loss(
 
 def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     buffer = _buffer(out, input)
-    _run_rows(input, axis, log_softmax=buffer, in_half=_in_half(input))
+    _run_rows(input, axis, log_softmax=buffer)
     return _delivered(buffer, out)
 
 
 def softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     """Return the softmax, which is the gradient of the log-sum-exp."""
     buffer = _buffer(out, input)
-    _run_rows(input, axis, gradient=buffer, in_half=_in_half(input))
+    _run_rows(input, axis, gradient=buffer)
     return _delivered(buffer, out)
 
 
 def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
-    losses = _run_rows(input, axis, per_row=True, in_half=_in_half(input))[2]
+    losses = _run_rows(input, axis, per_row=True)[2]
     assert losses is not None
     if input.shape[axis] == 0:
         losses[...] = -np.inf

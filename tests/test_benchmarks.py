@@ -303,3 +303,35 @@ def test_training_compares_the_steps_with_the_kernel(
     assert title == "300 x 7"
     assert [row.split()[0] for row in rows] == ["kernel", "fastloss.nn", "torch.nn"]
     assert all(float(row.split()[1]) > 0 for row in rows)
+
+
+def test_limits_compares_each_kind_of_work_with_a_copy_and_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = pytest.importorskip("benchmarks.limits", reason="needs torch")
+    work = {
+        "classes": limits.Work("cross_entropy", limits.rows(300, 7, "float16", label_smoothing=0.1)),
+        "elements": limits.Work("binary_cross_entropy", limits.elements((900,), make="unit")),
+        "forward": limits.Work("kl_div", limits.elements((900,), make="logs"), with_grad=False),
+        "output": limits.Work("softmax", limits.without_target(300, 7)),
+    }
+    monkeypatch.setattr(limits, "WORK", work)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.limits", "--rounds", "2"])
+    limits.main()
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [f"| {title}" for title in work]
+    for row in rows:
+        numbers = [float(number) for number in row.strip("| ").split(" | ")[1:]]
+        assert len(numbers) == heading.count(" | ")
+        assert all(number >= 0 for number in numbers)
+
+
+def test_the_work_of_limits_is_done_by_torch_too() -> None:
+    limits = pytest.importorskip("benchmarks.limits", reason="needs torch")
+    logits, target = np.zeros((5, 3), np.float32), np.array([0, 1, 2, 0, 1])
+    for with_grad in (False, True):
+        runs, scale = limits.runs_of(limits.Work("cross_entropy", lambda _: (logits, target, {}), with_grad))
+        assert scale == (1.0 + 5 * 8 / (2 * logits.nbytes) if with_grad else 1.0)
+        ours, theirs = runs["fastloss"](), runs["torch"]()
+        result, expected = (ours[1], theirs[0]) if with_grad else (ours, theirs)
+        np.testing.assert_allclose(result, expected.numpy(), rtol=1e-5)

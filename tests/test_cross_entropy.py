@@ -235,6 +235,6 @@ def test_a_block_of_masked_logits_has_gradient_zero(highest: float) -> None:
 )
 def test_few_classes_are_smoothed_by_their_kernels(classes: int, itemsize: int, kernel: str) -> None:
     strides = classes * itemsize, itemsize
-    plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True, None)
+    plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True)
     assert plan is not None
     assert plan.kernel == kernel

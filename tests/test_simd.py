@@ -190,3 +190,25 @@ def test_float32_narrows_to_nearest_even(half: Any, stored: Any) -> None:
     assert np.isnan(one_by_one.view(half)[nan].astype(np.float32)).all()
     np.testing.assert_array_equal(bits[~nan], expected.view(stored)[~nan])
     np.testing.assert_array_equal(one_by_one[~nan], expected.view(stored)[~nan])
+
+
+@pytest.mark.skipif(not _simd.looks_up(), reason="this CPU does not look up lanes in a register")
+def test_looked_up_in_eight() -> None:
+    table = (3, -1, 4, -1, 5, -9, 2**31 - 1, -(2**31))
+
+    @njit
+    def both(numbers: np.ndarray, wide: np.ndarray, one_by_one: np.ndarray) -> None:
+        source, target = _memory.pointer(numbers, (0,)), _memory.pointer(wide, (0,))
+        for i in range(0, numbers.size, LANES):
+            lanes = _simd.looked_up(table, _simd.as_bits(_memory.load(source, i)))
+            _memory.store(target, i, _simd.from_bits(lanes))
+        for i in range(numbers.size):
+            one_by_one[i] = _simd.looked_up(table, np.int32(_simd.as_bits(numbers[i])))
+
+    numbers = np.concatenate([np.arange(-40, 40), np.random.default_rng(0).integers(-(2**31), 2**31, 16 * LANES)])
+    numbers = numbers.astype(np.int32)
+    wide, one_by_one = np.empty(numbers.size, np.float32), np.empty(numbers.size, np.int32)
+    both(numbers.view(np.float32), wide, one_by_one)
+    expected = np.array(table, np.int32)[numbers % 8]
+    np.testing.assert_array_equal(wide.view(np.int32), expected)
+    np.testing.assert_array_equal(one_by_one, expected)

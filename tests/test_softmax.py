@@ -96,7 +96,7 @@ def test_probabilities_sum_to_one(classes: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("classes", [9, 300, 3000])
 def test_halves_with_a_dominant_class(classes: int, dtype: type) -> None:
-    """What is certain stays so: the shorter exponential of halves is exact where it is 1."""
+    """What is certain stays so: the exponential is exact where it is 1."""
     x = np.full((2, classes), -40, dtype)
     x[:, 3] = 7
     assert (fl.log_softmax(x) <= 0).all()

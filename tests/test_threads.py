@@ -252,7 +252,7 @@ def test_a_thread_takes_blocks_of_rows_from_all_over(share: int, done: list[int]
     logits, sums = np.zeros((13, 300), np.float32), np.full(2 * 7 + 2, np.nan)
     cross_entropy.cross_entropy_rows(
         0, 3, share, logits.T[np.newaxis], np.zeros((1, 13), np.int64), None, None, -100, 1.0, None, 0.0, 1.0, False,
-        None, False, 2, None, None, None, sums,
+        False, 2, None, None, None, sums,
     )  # fmt: skip
     assert np.flatnonzero(~np.isnan(sums)).tolist() == done
     np.testing.assert_allclose(sums[done], [np.log(300) * (1 if block == 6 else 2) for block in done])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import platform
 
-from llvmlite import binding, ir
-from numba import config, types
+from llvmlite import ir
+from numba import types
 
-from fastloss._kernels._simd import LANES, llvm_scalar
+from fastloss._kernels._simd import LANES, cpu_has, llvm_scalar
 
 
 def accumulator(dtype):
@@ -30,9 +30,7 @@ def stored(dtype, lanes=LANES):
 
 def _converts_float16():
     """Return whether the CPU compiled for surely has instructions for float16; LLVM calls a missing function if not."""
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
-        return False
-    return platform.machine() in ("aarch64", "arm64") or bool(binding.get_host_cpu_features().get("f16c"))
+    return platform.machine() in ("aarch64", "arm64") or cpu_has("f16c")
 
 
 def _widen_float16(builder, value):

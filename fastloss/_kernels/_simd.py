@@ -1,7 +1,8 @@
 """The vector value type: `LANES` lanes of one dtype that add, multiply and compare like a number.
 
 A `Vector` is a Numba type whose value is one LLVM vector, so LLVM maps it to whatever registers the CPU has: four of
-SSE, two of AVX2, one of AVX-512, four of NEON. Every operation here is generic LLVM, none belongs to one architecture.
+SSE, two of AVX2, one of AVX-512, four of NEON. Operations are generic LLVM, but for `looked_up`, which LLVM has no name
+for, and which is used where the CPU can do it.
 
 The functions take scalars as well as vectors, so that a formula written with them compiles for both. `_memory` loads
 and stores them.
@@ -12,13 +13,20 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
 LANES = 16
 """Lanes of every vector: a register of AVX-512 in float32, two in float64."""
+
+
+def cpu_has(feature: str) -> bool:
+    """Return whether the CPU compiled for surely has what LLVM calls `feature`."""
+    features: str = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return f"+{feature}" in features.split(",")
 
 
 class Vector(types.Type):
@@ -348,6 +356,42 @@ subtract_bits = _on_bits(lambda builder, bits, other: builder.sub(bits, other))
 and_bits = _on_bits(lambda builder, bits, other: builder.and_(bits, other))
 shift_left = _on_bits(lambda builder, bits, count: builder.shl(bits, count))
 shift_right = _on_bits(lambda builder, bits, count: builder.lshr(bits, count))
+
+
+def looks_up() -> bool:
+    """Return whether the CPU compiled for has an instruction that does `looked_up` on registers."""
+    return cpu_has("avx2")
+
+
+@intrinsic
+def looked_up(typingctx, table, numbers):
+    """Return the elements table[n % 8] of a tuple of eight constants for the int32 scalar or vector `numbers`.
+
+    A vector needs `looks_up`.
+    """
+
+    def generate(context, builder, signature, arguments):
+        integer = ir.IntType(32)
+        width, name = (16, "avx512.permvar.si.512") if cpu_has("avx512f") else (8, "avx2.permd")
+        register = ir.VectorType(integer, width)
+        row = ir.Constant(register, ir.Undefined)
+        elements = cgutils.unpack_tuple(builder, arguments[0])
+        for lane in range(width):
+            element = context.cast(builder, elements[lane % 8], table[lane % 8], types.int32)
+            row = builder.insert_element(row, element, ir.Constant(integer, lane))
+        if not isinstance(numbers, Vector):
+            return builder.extract_element(row, builder.and_(arguments[1], ir.Constant(integer, 7)))
+        function_type = ir.FunctionType(register, [register, register])
+        permute = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.x86.{name}")
+        parts = []
+        for first in range(0, LANES, width):
+            lanes = ir.Constant(register, list(range(first, first + width)))
+            part = builder.shuffle_vector(arguments[1], arguments[1], lanes)
+            parts.append(builder.call(permute, [row, part]))
+        every = ir.Constant(ir.VectorType(integer, LANES), list(range(LANES)))
+        return builder.shuffle_vector(parts[0], parts[-1], every)
+
+    return numbers(table, numbers), generate
 
 
 # Across lanes.

@@ -82,7 +82,7 @@ def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
 @kernel
 def cross_entropy_rows(
     launcher, shares, share, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale,
-    mean, in_half, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_sums,
+    mean, streaming, rows_per_block, out_gradient, out_log_softmax, out_loss, out_sums,
 ):  # fmt: skip
     """Rows of contiguous classes, each on one thread: fills the `out_*` that are not None.
 
@@ -92,7 +92,7 @@ def cross_entropy_rows(
     None without label smoothing and probabilities, `keep_share` is 1 - e, and `soft_mass`, with a target, `spread`
     times the sum of the weights: a sum of many equal terms in float32 would drift. The gradient is that of the sum of
     the losses times `scale`, with `mean` over the weight of the targets. A row whose target is `ignore_index` (or out
-    of range) is not read; its loss and gradient are 0. `in_half`, True or None, is that of `exp_scaled_for`.
+    of range) is not read; its loss and gradient are 0.
 
     What is distributed are shares, one for each thread: every `shares`-th block of rows from the block number `share`
     on, so that no thread has all the rows to ignore. The gradient of a row is written while the exponentials of the
@@ -151,7 +151,7 @@ def cross_entropy_rows(
                     prefetch_to_write(out, classes - 1)
                 exponentials = place(home, head, classes, source, spare, out)
             highest, rest = maximum_and_sum(
-                source, in_half, exponentials, references, upcoming, zero, head, classes, label, pending
+                source, exponentials, references, upcoming, zero, head, classes, label, pending
             )
             if out_gradient is not None:
                 write_blocks(pending, max((classes - head + BLOCK - 1) // BLOCK, 1), blocks)
@@ -191,7 +191,7 @@ def cross_entropy_rows(
 
 @shared
 def _sum_chunk(
-    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk, statistics
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics
 ):  # fmt: skip
     """Fill statistics[unit] with (maximum, sum without the label's term, mass, dot) of a chunk of a row's classes."""
     classes, inner = x.shape[1], x.shape[2]
@@ -204,7 +204,7 @@ def _sum_chunk(
     label = -1
     if target is not None:
         label = class_index(target, o, i, classes, ignore_index)
-    highest, total = maximum_and_sum(source, in_half, None, None, advance(source, stop), start, 0, stop, label, None)
+    highest, total = maximum_and_sum(source, None, None, advance(source, stop), start, 0, stop, label, None)
     mass, dot = 0.0, 0.0
     if spread is not None:
         soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
@@ -248,7 +248,7 @@ def _finish_row(
 
 @shared
 def _write_chunk(
-    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, in_half, streaming, chunk,
+    unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming, chunk,
     chunks, results, out_gradient, out_log_softmax,
 ):  # fmt: skip
     """Write the gradient or the log-softmax of a chunk of a row's classes, by the row's `results`."""
@@ -271,7 +271,7 @@ def _write_chunk(
             write_zeros(out, start, stop, streaming)
         else:
             soft = soft_target(pointer(probabilities, (o, 0, i)), pointer(class_weight, (0,)), keep_share, spread)
-            write_gradient(source, in_half, highest, factor, scale, soft, label, at_label, out, start, stop, streaming)
+            write_gradient(source, highest, factor, scale, soft, label, at_label, out, start, stop, streaming)
     if streaming:
         fence()
 
@@ -279,7 +279,7 @@ def _write_chunk(
 @kernel
 def cross_entropy_chunks(
     launcher, units, unit, phase, x, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass,
-    scale, mean, in_half, streaming, chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_sums,
+    scale, mean, streaming, chunk, statistics, results, out_gradient, out_log_softmax, out_loss, out_sums,
 ):  # fmt: skip
     """Few rows of very many contiguous classes: like `cross_entropy_rows`, but the threads share each row.
 
@@ -294,9 +294,7 @@ def cross_entropy_chunks(
         return
     scale = scale_of_rows(scale, mean, out_sums)
     if phase == 0:
-        _sum_chunk(
-            unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, in_half, chunk, statistics
-        )
+        _sum_chunk(unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, chunk, statistics)
     elif phase == 1:
         out_sums[unit] = _finish_row(
             unit, x, target, class_weight, ignore_index, keep_share, spread, soft_mass, scale, statistics, results,
@@ -304,6 +302,6 @@ def cross_entropy_chunks(
         )  # fmt: skip
     else:
         _write_chunk(
-            unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, in_half, streaming,
+            unit, x, target, probabilities, class_weight, ignore_index, keep_share, spread, scale, streaming,
             chunk, statistics.shape[1], results, out_gradient, out_log_softmax,
         )  # fmt: skip

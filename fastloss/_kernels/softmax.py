@@ -34,7 +34,7 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, max_lanes, multiply_add, select, sum_lanes
-from fastloss._kernels.elementary import exp, exp_scaled_for, unscale
+from fastloss._kernels.elementary import exp, exp_scaled, unscale
 
 ALIASED = 512
 """Bytes. Where a loop writes less than that ahead of where it reads, modulo `PAGE`, its loads wait for its stores.
@@ -138,9 +138,9 @@ def place(home, head, classes, source, spare, out):
 
 
 @inlined
-def _exponential(source, in_half, scratch, i, count, reference):
+def _exponential(source, scratch, i, count, reference):
     """Return e**(x - reference), scaled, of the `count` <= LANES classes from i on; write it to `scratch` if any."""
-    e = exp_scaled_for(source, in_half, load_lanes(source, i, count, -np.inf) - reference)
+    e = exp_scaled(load_lanes(source, i, count, -np.inf) - reference)
     if scratch is not None:
         store(scratch, i, e)
     return e
@@ -235,9 +235,9 @@ def lines_of(out, start, stop, streaming):
 
 
 @inlined
-def _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, count):
+def _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count):
     if scratch is None:
-        e = exp_scaled_for(source, in_half, load_lanes(source, i, count, 0.0) - reference)
+        e = exp_scaled(load_lanes(source, i, count, 0.0) - reference)
     else:
         e = load(scratch, i)
     gradient = e * factor * unscale(e)
@@ -249,33 +249,29 @@ def _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, la
 
 
 @shared
-def _write_gradient(
-    source, in_half, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming
-):
+def _write_gradient(source, scratch, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
     i = start
     while i + 2 * LANES <= stop:
-        first = _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, LANES)
-        second = _gradient_lanes(
-            source, in_half, scratch, reference, factor, scale, soft, label, at_label, i + LANES, LANES
-        )
+        first = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, LANES)
+        second = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i + LANES, LANES)
         store_two(out, i, first, second, streaming)
         i += 2 * LANES
     while i < stop:
         count = min(stop - i, LANES)
-        gradient = _gradient_lanes(source, in_half, scratch, reference, factor, scale, soft, label, at_label, i, count)
+        gradient = _gradient_lanes(source, scratch, reference, factor, scale, soft, label, at_label, i, count)
         write_lanes(out, i, gradient, count, streaming)
         i += LANES
 
 
 @inlined
-def write_gradient(source, in_half, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
+def write_gradient(source, reference, factor, scale, soft, label, at_label, out, start, stop, streaming):
     """Write factor e**(x - reference) - scale q to out[start:stop], and `at_label` at the class `label`.
 
     Without `soft` q is 0. The whole cache lines go past the caches if `streaming`; a `fence` must follow.
     """
     first, last = lines_of(out, start, stop, streaming)
     for begin, end, past in ((start, first, False), (first, last, True), (last, stop, False)):
-        _write_gradient(source, in_half, None, reference, factor, scale, soft, label, at_label, out, begin, end, past)
+        _write_gradient(source, None, reference, factor, scale, soft, label, at_label, out, begin, end, past)
 
 
 class RowGradient(NamedTuple):
@@ -326,7 +322,7 @@ def _row_gradient_lanes(gradient, factor, label, i, count):
     """Return the `count` <= LANES elements of a `RowGradient` from i on; `label` is None if its label is not there."""
     e = gradient.exponentials
     at = None if label is None else gradient.label
-    return _gradient_lanes(e, None, e, 0.0, factor, gradient.scale, gradient.soft, at, gradient.at_label, i, count)
+    return _gradient_lanes(e, e, 0.0, factor, gradient.scale, gradient.soft, at, gradient.at_label, i, count)
 
 
 @inlined
@@ -334,7 +330,7 @@ def _write_block(gradient, factor, start, stop, streaming):
     """Write [start, stop), of one block, of a `RowGradient`."""
     e = gradient.exponentials
     _write_gradient(
-        e, None, e, 0.0, factor, gradient.scale, gradient.soft, gradient.label, gradient.at_label, gradient.out, start,
+        e, e, 0.0, factor, gradient.scale, gradient.soft, gradient.label, gradient.at_label, gradient.out, start,
         stop, streaming,
     )  # fmt: skip
 
@@ -356,15 +352,15 @@ def _until(i, end, at):
 
 
 @inlined
-def _pair_sum(total, source, in_half, scratch, upcoming, start, i, label, reference, gradient, factor, j, past):
+def _pair_sum(total, source, scratch, upcoming, start, i, label, reference, gradient, factor, j, past):
     """Add the exponentials of two vectors to `total`, and write two of the `gradient` from element j on.
 
     No label is among their classes if `label` is None.
     """
     prefetch(upcoming, i - start)
     prefetch(upcoming, i + LANES - start)
-    first = _exponential(source, in_half, scratch, i, LANES, reference)
-    second = _exponential(source, in_half, scratch, i + LANES, LANES, reference)
+    first = _exponential(source, scratch, i, LANES, reference)
+    second = _exponential(source, scratch, i + LANES, LANES, reference)
     store_two(
         gradient.out, j, _row_gradient_lanes(gradient, factor, label, j, LANES),
         _row_gradient_lanes(gradient, factor, label, j + LANES, LANES), past,
@@ -373,7 +369,7 @@ def _pair_sum(total, source, in_half, scratch, upcoming, start, i, label, refere
 
 
 @shared
-def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, reference, gradient, block):
+def _block_sum(source, scratch, upcoming, start, head, stop, label, reference, gradient, block):
     """Return the sum of e**(x - reference) over [start, stop) as float64, without the term of the class `label`.
 
     In the first of several blocks, of `BLOCK` + `head` classes, vectors begin `head` elements behind the start.
@@ -386,7 +382,7 @@ def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, ref
     i = start
     odd = head % LANES if stop - start == BLOCK + head else 0
     if odd > 0:
-        e = _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
+        e = _without(_exponential(source, scratch, i, LANES, reference), i, label)
         total = select(lane_numbers() < odd, e, total)
         i += odd
     if gradient is not None:
@@ -403,29 +399,29 @@ def _block_sum(source, in_half, scratch, upcoming, start, head, stop, label, ref
             until = min(_until(i, stop_pairs, label), _until(i, stop_pairs, gradient.label - shift))
             while i < until:
                 total = _pair_sum(
-                    total, source, in_half, scratch, upcoming, start, i, None, reference, gradient, factor, i + shift,
+                    total, source, scratch, upcoming, start, i, None, reference, gradient, factor, i + shift,
                     past,
                 )  # fmt: skip
                 i += 2 * LANES
             if i < stop_pairs:
                 total = _pair_sum(
-                    total, source, in_half, scratch, upcoming, start, i, label, reference, gradient, factor, i + shift,
+                    total, source, scratch, upcoming, start, i, label, reference, gradient, factor, i + shift,
                     past,
                 )  # fmt: skip
                 i += 2 * LANES
         _write_block(gradient, factor, i + shift, last, past)
     while i + LANES <= stop:
         prefetch(upcoming, i - start)
-        total = total + _without(_exponential(source, in_half, scratch, i, LANES, reference), i, label)
+        total = total + _without(_exponential(source, scratch, i, LANES, reference), i, label)
         i += LANES
     if i < stop:
-        total = total + _without(_exponential(source, in_half, scratch, i, stop - i, reference), i, label)
+        total = total + _without(_exponential(source, scratch, i, stop - i, reference), i, label)
     lanes_total = sum_lanes(total)
     return np.float64(lanes_total) * np.float64(unscale(lanes_total))
 
 
 @shared
-def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head, stop, label, gradient):
+def maximum_and_sum(source, scratch, references, upcoming, start, head, stop, label, gradient):
     """Return the largest logit m of [start, stop) and the sum of e**(x - m) without the class `label`'s, as float64.
 
     Without that term, neither log1p of the sum nor the gradient at the label cancels where the label is all but
@@ -442,9 +438,7 @@ def maximum_and_sum(source, in_half, scratch, references, upcoming, start, head,
         block_highest = maximum(source, start, end)
         reference = 0.0 if block_highest == -np.inf else block_highest
         following = advance(source, end) if end < stop else upcoming
-        block_total = _block_sum(
-            source, in_half, scratch, following, start, head, end, label, reference, gradient, block
-        )
+        block_total = _block_sum(source, scratch, following, start, head, end, label, reference, gradient, block)
         highest, total = merge(highest, total, block_highest, block_total)
         if references is not None:
             put(references, block, block_highest)

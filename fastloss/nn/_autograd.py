@@ -94,7 +94,7 @@ def class_loss(
     with _threads.at_most(torch.get_num_threads()):
         loss, _ = _engine.class_loss(
             _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
-            with_grad, out, name == "cross_entropy", upstream, dtype != input.dtype,
+            with_grad, out, name == "cross_entropy", upstream,
         )  # fmt: skip
     value = _loss_tensor(loss, dtype).contiguous()
     return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
