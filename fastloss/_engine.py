@@ -167,7 +167,9 @@ def _raise_invalid(target: np.ndarray, classes: int, ignore_index: int) -> None:
 class _Plan(NamedTuple):
     """Which kernel serves rows of some shape and strides, and how they are cut."""
 
-    kernel: str
+    name: str
+    """The kernel's, as it stands in the table of `_load`."""
+    kernel: Any
     layout: _layout.Rows
     blocks: int
     """How many sums of losses there are."""
@@ -175,6 +177,10 @@ class _Plan(NamedTuple):
     """What the kernel takes between its inputs and its outputs."""
     chunks: int = 0
     """How many a row is cut into for `cross_entropy_chunks`; no other kernel has them."""
+
+
+def _plan_for(name: str, *cut: Any) -> _Plan:
+    return _Plan(name, _lazy().of_rows[name], *cut)
 
 
 @functools.lru_cache(256)
@@ -202,28 +208,28 @@ def _plan(
     streamed = rows * classes * itemsize >= STREAMED_BYTES
     length = _threads.block_length(rows, classes)
     if not of_logits:
-        return _Plan("nll", layout, _threads.block_count(rows, length), (streamed, length))
+        return _plan_for("nll", layout, _threads.block_count(rows, length), (streamed, length))
     rows_too = outer == 1 and all(
         layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in of_arrays
     )
     if for_few == "few" and classes == 2 and not smoothed:
         length = -(-length // lanes) * lanes
-        return _Plan("pairs", layout, _threads.block_count(rows, length), (length,))
+        return _plan_for("pairs", layout, _threads.block_count(rows, length), (length,))
     if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too:
         length = -(-length // lanes) * lanes
-        return _Plan(for_few, layout, _threads.block_count(rows, length), ((None,) * classes, length))
+        return _plan_for(for_few, layout, _threads.block_count(rows, length), ((None,) * classes, length))
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
         tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
         tiles = outer * -(-inner // tile_rows)
         length = _threads.block_length(tiles, tile_rows * classes)
-        return _Plan("tiles", layout, _threads.block_count(tiles, length), (streamed, tile_rows, length))
+        return _plan_for("tiles", layout, _threads.block_count(tiles, length), (streamed, tile_rows, length))
     if classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         block = _lazy().softmax.BLOCK
         length = max(-(-classes * rows // (CHUNKS * block)), 8) * block
-        return _Plan("chunks", layout, rows, (streamed, length), -(-classes // length))
-    return _Plan("rows", layout, _threads.block_count(rows, length), (streamed, length))
+        return _plan_for("chunks", layout, rows, (streamed, length), -(-classes // length))
+    return _plan_for("rows", layout, _threads.block_count(rows, length), (streamed, length))
 
 
 def _classes_last(array: np.ndarray, axis: int) -> np.ndarray:
@@ -282,7 +288,7 @@ def _run_rows(
                 out[...] = np.moveaxis(copy, -1, axis)
         return result
 
-    name, layout, blocks, settings, chunks = plan
+    name, kernel, layout, blocks, settings, chunks = plan
     x = layout.view(input)
     loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if per_row else None
     sums = np.zeros(2 * blocks + 2)
@@ -294,12 +300,12 @@ def _run_rows(
     if log_softmax is not None:
         log_softmax = layout.view(log_softmax)
     arguments: tuple[Any, ...]
-    if name == "softmax_few":
-        arguments = (x, *settings, gradient, log_softmax, loss)
-    elif name in ("few", "pairs", "nll"):
+    if name in ("few", "pairs", "nll"):
         if name == "few":
             settings = None if spread is None else (keep_share, spread, soft_mass), *settings
         arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, loss, sums)
+    elif name == "softmax_few":
+        arguments = (x, *settings, gradient, log_softmax, loss)
     else:
         if name == "chunks":
             settings += np.empty((blocks, chunks, 4)), np.empty((blocks, 4))
@@ -307,7 +313,6 @@ def _run_rows(
             x, labels, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean, *settings,
             gradient, log_softmax, loss, sums,
         )  # fmt: skip
-    kernel = _lazy().of_rows[name]
     if name == "chunks":
         units_of_phases = [chunks * blocks, blocks, chunks * blocks]
         if gradient is None and log_softmax is None:
@@ -323,7 +328,8 @@ def _run_rows(
     if numbers[-1]:
         assert target is not None
         _raise_invalid(target, input.shape[axis], ignore_index)
-    return sum(numbers[:blocks]), sum(numbers[blocks:-2]), None if loss is None else layout.unbatch(loss)
+    loss_sum, weight = numbers[:2] if blocks == 1 else (sum(numbers[:blocks]), sum(numbers[blocks:-2]))
+    return loss_sum, weight, None if loss is None else layout.unbatch(loss)
 
 
 def class_loss(

@@ -90,17 +90,24 @@ class Rows(NamedTuple):
     """Their lengths."""
     batch_order: tuple[int, ...]
     """Where among `batch_axes` each axis of such an array is: the permutation that undoes them."""
+    is_ordered: bool
+    """Whether `batch_axes` are in order."""
     row_axis: int | None
     """The axis along which the rows of inner follow one another, None where there is but one."""
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """Return the (outer, C, inner) view of an array shaped like the input."""
-        return stored(array).transpose(self.axes).reshape(self.shape)
+        if type(array) is not np.ndarray or array.itemsize == 2 or not array.flags.writeable:
+            array = stored(array)
+        return array.transpose(self.axes).reshape(self.shape)
 
     def batch(self, array: np.ndarray) -> np.ndarray:
         """Return an array shaped like the input without its class axis as (outer, inner), copied where it must be."""
+        if not self.is_ordered:
+            array = array.transpose(self.batch_axes)
         outer, _, inner = self.shape
-        return writable(array.transpose(self.batch_axes).reshape(outer, inner))
+        array = array.reshape(outer, inner)
+        return array if array.flags.writeable else writable(array)
 
     def unbatch(self, array: np.ndarray) -> np.ndarray:
         """Return the (outer, inner) array in the shape of the input without its class axis."""
@@ -124,6 +131,7 @@ def rows(shape: tuple[int, ...], strides: Sequence[Sequence[int]], class_axis: i
         batch_axes=batch_axes,
         batch_shape=tuple(shape[axis] for axis in others),
         batch_order=tuple(sorted(range(len(others)), key=batch_axes.__getitem__)),
+        is_ordered=batch_axes == tuple(range(len(others))),
         row_axis=inner[-1] if inner else None,
     )
 

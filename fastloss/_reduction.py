@@ -28,7 +28,7 @@ def ratio(numerator: float, divisor: float) -> float:
 
 def in_dtype(loss: float | np.ndarray, dtype: np.dtype[Any]) -> Any:
     """Return the loss as a scalar or an array of `dtype`; inf where it is too large for it."""
-    if not isinstance(loss, np.ndarray) and abs(loss) <= LARGEST_FLOAT16:
+    if type(loss) is float and -LARGEST_FLOAT16 <= loss <= LARGEST_FLOAT16:
         return dtype.type(loss)  # the context below would take a tenth of a small call
     with np.errstate(all="ignore"):
         return loss.astype(dtype, copy=False)[()] if isinstance(loss, np.ndarray) else dtype.type(loss)

@@ -142,8 +142,7 @@ def threads_for(elements: int) -> int:
 
 def run(kernel: Any, elements: int, blocks: int, *arguments: Any) -> None:
     """Have `kernel` do its `blocks` on all threads where its `elements` are worth it, else on the calling thread."""
-    threads = threads_for(elements)
-    if threads == 1:
+    if elements < SERIAL_ELEMENTS or (threads := threads_for(elements)) == 1:
         kernel(_ALONE, blocks, _ALL_BLOCKS, *arguments)
         return
     import numba

@@ -237,4 +237,4 @@ def test_few_classes_are_smoothed_by_their_kernels(classes: int, itemsize: int, 
     strides = classes * itemsize, itemsize
     plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True)
     assert plan is not None
-    assert plan.kernel == kernel
+    assert plan.name == kernel
