@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 FLOATS = "float16, bfloat16, float32 or float64"
-_FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -37,7 +37,9 @@ def at(position: Sequence[Any]) -> str:
 
 
 def _plain_array(name: str, value: Any) -> np.ndarray:
-    """Return `value` as an array that is not masked."""
+    """Return `value` as an array that is not masked; one of NumPy's own at once, for the sake of small calls."""
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; it must be a plain one, such as its filled() is")
     return np.asarray(value)
@@ -45,7 +47,7 @@ def _plain_array(name: str, value: Any) -> np.ndarray:
 
 def float_array(name: str, value: Any) -> np.ndarray:
     """Return `value` as an aligned array of a float dtype in native byte order; integers and booleans as float64."""
-    array = value if type(value) is np.ndarray else _plain_array(name, value)
+    array = _plain_array(name, value)
     dtype = array.dtype
     if (dtype is _FLOAT32 or dtype is _FLOAT64) and array.flags.aligned:  # as most are: spares small calls the rest
         return array
@@ -68,9 +70,7 @@ def like_input(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
 
 def index_array(name: str, value: Any) -> np.ndarray:
     """Return `value` as an aligned array of class indices in their own integer dtype and native byte order."""
-    array = value if type(value) is np.ndarray else _plain_array(name, value)
-    if array.dtype is _INT64 and array.flags.aligned:
-        return array
+    array = _plain_array(name, value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         return array.astype(np.int64)  # NumPy makes float64 of an empty list
     if array.dtype.kind not in "iu":
@@ -135,21 +135,20 @@ def class_weights(weight: Any, classes: int, dtype: np.dtype[Any]) -> np.ndarray
     return np.ascontiguousarray(array, accumulator(dtype))
 
 
-def class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
+def _class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
     """Return `target` as class indices of the rows of `input`, whose classes lie along `axis`."""
     array = index_array("target", target)
-    shape = input.shape
-    rows = shape[:axis] + shape[axis + 1 :]
-    if array.shape != rows:
-        same_shape("target", array, rows, f"an input of shape {shape}")
+    same_shape("target", array, input.shape[:axis] + input.shape[axis + 1 :], f"an input of shape {input.shape}")
     return array
 
 
-def class_target(target: Any, input: np.ndarray, axis: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def class_target(
+    target: Any, input: np.ndarray, axis: int, may_be_soft: bool
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return (class indices, None) or, where `target` is of the input's shape, (None, class probabilities)."""
-    array = target if type(target) is np.ndarray else _plain_array("target", target)
-    if array.shape != input.shape:
-        return class_indices(target, input, axis), None
+    array = _plain_array("target", target)
+    if not may_be_soft or array.shape != input.shape:
+        return _class_indices(target, input, axis), None
     if not is_float(array.dtype):
         raise TypeError(
             f"target has dtype {array.dtype} and the input's shape {array.shape}, that of class probabilities; "
@@ -182,8 +181,7 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray
         return None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is of type {type(out).__name__}; it must be a NumPy array")
-    if type(out) is not np.ndarray:
-        _plain_array("out", out)
+    _plain_array("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out has dtype {out.dtype}; it must have that of the result, {dtype}")
     same_shape("out", out, shape, "the result")

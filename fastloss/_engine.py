@@ -115,19 +115,26 @@ def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
     return a.strides == b.strides and interface[0]["data"][0] == interface[1]["data"][0]
 
 
-def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
-    """Return where to write a result in the memory order of `input`: `out` itself where a kernel can write to it.
+def _is_plain(out: np.ndarray) -> bool:
+    """Return whether `out` is aligned and has memory of its own for each element."""
+    return out.flags.aligned and (out.flags.c_contiguous or not _layout.overlaps_itself(out))
 
-    It can be the input, but must not overlap it, or any other operand, in another way.
-    """
-    if out is None:
-        return np.empty_like(input, subok=False)
-    unfit = not out.flags.aligned or (not out.flags.c_contiguous and _layout.overlaps_itself(out))
-    if out is not input and np.may_share_memory(out, input):
-        unfit = unfit or not _same_memory(out, input)
-    for other in others:
-        unfit = unfit or (other is not None and np.may_share_memory(out, other))
-    return np.empty_like(input, subok=False) if unfit else out
+
+def _is_apart(out: np.ndarray, input: np.ndarray, *others: np.ndarray | None) -> bool:
+    """Return whether `out` is the memory of `input` or does not overlap it, and overlaps no other operand."""
+    if out is not input and np.may_share_memory(out, input) and not _same_memory(out, input):
+        return False
+    for other in others:  # noqa: SIM110  # `all` with a generator takes three times as long
+        if other is not None and np.may_share_memory(out, other):
+            return False
+    return True
+
+
+def _buffer(out: np.ndarray | None, input: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
+    """Return where to write a result: `out` where a kernel can, else a new array in the memory order of `input`."""
+    if out is not None and _is_plain(out) and _is_apart(out, input, *others):
+        return out
+    return np.empty_like(input, subok=False)
 
 
 def _delivered(buffer: np.ndarray, out: np.ndarray | None) -> np.ndarray:
@@ -217,7 +224,10 @@ def _plan(
         return _plan_for("pairs", layout, _threads.block_count(rows, length), (length,))
     if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too:
         length = -(-length // lanes) * lanes
-        return _plan_for(for_few, layout, _threads.block_count(rows, length), ((None,) * classes, length))
+        settings: tuple[Any, ...] = (None,) * classes, length
+        if for_few == "few":
+            settings = None, *settings  # the smoothing, if any, is put there
+        return _plan_for(for_few, layout, _threads.block_count(rows, length), settings)
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = min(most_elements // classes, most_rows, rows // TILES)
@@ -237,7 +247,31 @@ def _classes_last(array: np.ndarray, axis: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, axis, -1))
 
 
+def _plan_of(
+    input: np.ndarray,
+    axis: int,
+    target: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+    gradient: np.ndarray | None = None,
+    log_softmax: np.ndarray | None = None,
+    of_logits: bool = True,
+    smoothed: bool = False,
+) -> _Plan | None:
+    """Return the plan for these arrays, None where no kernel can walk them or there is nothing to do."""
+    if input.size == 0:
+        return None
+    strides = (
+        input.strides,
+        None if probabilities is None else probabilities.strides,
+        None if gradient is None else gradient.strides,
+        None if log_softmax is None else log_softmax.strides,
+    )
+    for_few = "few" if target is not None else "softmax_few" if probabilities is None else None
+    return _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, smoothed)
+
+
 def _run_rows(
+    plan: _Plan | None,
     input: np.ndarray,
     axis: int,
     target: np.ndarray | None = None,
@@ -254,40 +288,18 @@ def _run_rows(
     per_row: bool = False,
     of_logits: bool = True,
 ) -> tuple[float, float, np.ndarray | None]:
-    """Run the kernel of the plan on what `cross_entropy_rows` takes.
+    """Run the kernel of the `plan` for these arrays on what `cross_entropy_rows` takes.
 
     The input holds log-probabilities unless `of_logits`.
 
     Return (sum of the losses, that of the targets' weights, with `per_row` the loss of each row). The first class index
     that is out of range raises an IndexError, before anything is written.
     """
-    if input.size == 0:
-        shape = input.shape[:axis] + input.shape[axis + 1 :]
-        if target is not None and (target != ignore_index).any():  # of no classes
-            _raise_invalid(target, 0, ignore_index)
-        return 0.0, 0.0, np.zeros(shape) if per_row else None
-    strides = (
-        input.strides,
-        None if probabilities is None else probabilities.strides,
-        None if gradient is None else gradient.strides,
-        None if log_softmax is None else log_softmax.strides,
-    )
-    for_few = "few" if target is not None else "softmax_few" if probabilities is None else None
-    smoothed = spread is not None
-    plan = _plan(input.shape, strides, axis, input.itemsize, of_logits, for_few, smoothed)
-    if plan is None:  # on copies with the classes side by side
-        moved = _classes_last(input, axis)
-        soft = None if probabilities is None else _classes_last(probabilities, axis)
-        outputs = [(out, None if out is None else np.empty_like(moved)) for out in (gradient, log_softmax)]
-        result = _run_rows(
-            moved, input.ndim - 1, target, soft, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean,
-            outputs[0][1], outputs[1][1], per_row, of_logits,
+    if plan is None:
+        return _run_rows_on_copies(
+            input, axis, target, probabilities, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean,
+            gradient, log_softmax, per_row, of_logits,
         )  # fmt: skip
-        for out, copy in outputs:
-            if out is not None and copy is not None:
-                out[...] = np.moveaxis(copy, -1, axis)
-        return result
-
     name, kernel, layout, blocks, settings, chunks = plan
     x = layout.view(input)
     loss = np.empty(layout.shape[::2], _checks.accumulator(input.dtype)) if per_row else None
@@ -301,8 +313,8 @@ def _run_rows(
         log_softmax = layout.view(log_softmax)
     arguments: tuple[Any, ...]
     if name in ("few", "pairs", "nll"):
-        if name == "few":
-            settings = None if spread is None else (keep_share, spread, soft_mass), *settings
+        if name == "few" and spread is not None:
+            settings = (keep_share, spread, soft_mass), *settings[1:]
         arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, loss, sums)
     elif name == "softmax_few":
         arguments = (x, *settings, gradient, log_softmax, loss)
@@ -328,66 +340,139 @@ def _run_rows(
     if numbers[-1]:
         assert target is not None
         _raise_invalid(target, input.shape[axis], ignore_index)
-    loss_sum, weight = numbers[:2] if blocks == 1 else (sum(numbers[:blocks]), sum(numbers[blocks:-2]))
-    return loss_sum, weight, None if loss is None else layout.unbatch(loss)
+    losses = None if loss is None else layout.unbatch(loss)
+    if blocks == 1:
+        return numbers[0], numbers[1], losses
+    return sum(numbers[:blocks]), sum(numbers[blocks:-2]), losses
+
+
+def _run_rows_on_copies(
+    input: np.ndarray,
+    axis: int,
+    target: np.ndarray | None,
+    probabilities: np.ndarray | None,
+    class_weight: np.ndarray | None,
+    ignore_index: int,
+    keep_share: float,
+    spread: float | None,
+    soft_mass: float,
+    scale: float,
+    mean: bool,
+    gradient: np.ndarray | None,
+    log_softmax: np.ndarray | None,
+    per_row: bool,
+    of_logits: bool,
+) -> tuple[float, float, np.ndarray | None]:
+    """Do what `_run_rows` does, on copies with the classes side by side; where there are no elements, nothing."""
+    if input.size == 0:
+        shape = input.shape[:axis] + input.shape[axis + 1 :]
+        if target is not None and (target != ignore_index).any():  # of no classes
+            _raise_invalid(target, 0, ignore_index)
+        return 0.0, 0.0, np.zeros(shape) if per_row else None
+    moved = _classes_last(input, axis)
+    soft = None if probabilities is None else _classes_last(probabilities, axis)
+    outputs = [(out, None if out is None else np.empty_like(moved)) for out in (gradient, log_softmax)]
+    last, copies = input.ndim - 1, (outputs[0][1], outputs[1][1])
+    plan = _plan_of(moved, last, target, soft, *copies, of_logits, spread is not None)
+    result = _run_rows(
+        plan, moved, last, target, soft, class_weight, ignore_index, keep_share, spread, soft_mass, scale, mean,
+        *copies, per_row, of_logits,
+    )  # fmt: skip
+    for out, copy in outputs:
+        if out is not None and copy is not None:
+            out[...] = np.moveaxis(copy, -1, axis)
+    return result
+
+
+ClassLoss = Callable[..., tuple[Any, np.ndarray | None]]
+"""Computes (loss, gradient times `upstream` or None) of (input, target, weight, out, upstream=1.0).
+
+The loss is a float, or with the reduction "none" an array in the accumulator of the input's dtype.
+"""
 
 
 def class_loss(
     input: np.ndarray,
     target: np.ndarray | None,
     probabilities: np.ndarray | None,
-    weight: np.ndarray | None,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
     return_grad: bool,
     out: np.ndarray | None,
     of_logits: bool = True,
-    upstream: float = 1.0,
-) -> tuple[Any, np.ndarray | None]:
-    """Return (loss, gradient times `upstream` or None) for indices `target` or, if that is None, `probabilities`.
+) -> ClassLoss:
+    """Return what computes a loss for indices `target` or, if that is None, `probabilities`.
 
-    It is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities: a float,
-    or with the reduction "none" an array in the accumulator of the input's dtype.
+    It is the cross-entropy of logits or, unless `of_logits`, the negative log-likelihood of log-probabilities. What is
+    returned can be called with any arrays of the dtypes, shapes, strides and flags of these; it keeps none of them.
     """
     axis = _checks.class_axis(input)
-    classes = input.shape[axis]
-    weight = None if weight is None else _layout.writable(weight)
-    spread, soft_mass = None, 0.0
-    if target is None or label_smoothing > 0.0:
-        spread = label_smoothing / max(classes, 1)
-        if target is not None:
-            soft_mass = _reduction.soft_mass(spread, weight, classes, _checks.accumulator(input.dtype))
-    mean, divisor = reduction == "mean", 1.0
-    if target is None and mean:
-        divisor = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :]))
-    gradient = _buffer(out, input, target, probabilities, weight) if return_grad else None
-    loss_sum, targets_weight, losses = _run_rows(
-        input, axis, target, probabilities, weight, ignore_index, 1.0 - label_smoothing, spread, soft_mass,
-        _reduction.ratio(upstream, divisor), mean and target is not None, gradient, None, reduction == "none",
-        of_logits,
-    )  # fmt: skip
-    if mean and target is not None:
-        divisor = targets_weight
-    grad = None if gradient is None else _delivered(gradient, out)
-    return _reduction.ratio(loss_sum, divisor) if losses is None else losses, grad
+    classes, accumulator = input.shape[axis], _checks.accumulator(input.dtype)
+    indexed, mean, per_row = target is not None, reduction == "mean", reduction == "none"
+    spread = None if indexed and label_smoothing == 0.0 else label_smoothing / max(classes, 1)
+    rows = float(math.prod(input.shape[:axis] + input.shape[axis + 1 :])) if mean and not indexed else 1.0
+    mean_of_weights, keep_share = mean and indexed, 1.0 - label_smoothing
+    out_is_plain = out is not None and _is_plain(out)
+    gradient_like = None
+    if return_grad:
+        gradient_like = out if out_is_plain else np.empty_like(input, subok=False)
+    plan = _plan_of(input, axis, target, probabilities, gradient_like, None, of_logits, spread is not None)
+    del input, target, probabilities, out, gradient_like
+
+    def call(
+        input: np.ndarray,
+        target: np.ndarray,
+        weight: np.ndarray | None,
+        out: np.ndarray | None,
+        upstream: float = 1.0,
+    ) -> tuple[Any, np.ndarray | None]:
+        gradient = None
+        if return_grad:
+            if out is None:
+                gradient = np.empty_like(input, subok=False)
+            elif out_is_plain and _is_apart(out, input, target, weight):
+                gradient = out
+            else:
+                apart = class_loss(
+                    input, target if indexed else None, None if indexed else target, ignore_index, label_smoothing,
+                    reduction, True, None, of_logits,
+                )  # fmt: skip
+                loss, gradient = apart(input, target, weight, None, upstream)
+                assert gradient is not None
+                return loss, _delivered(gradient, out)
+        if weight is not None and not weight.flags.writeable:
+            weight = _layout.writable(weight)
+        soft_mass = 0.0
+        if indexed and spread is not None:
+            soft_mass = _reduction.soft_mass(spread, weight, classes, accumulator)
+        loss_sum, weight_sum, losses = _run_rows(
+            plan, input, axis, target if indexed else None, None if indexed else target, weight, ignore_index,
+            keep_share, spread, soft_mass, upstream if indexed else _reduction.ratio(upstream, rows), mean_of_weights,
+            gradient, None, per_row, of_logits,
+        )  # fmt: skip
+        if losses is not None:
+            return losses, gradient
+        return _reduction.ratio(loss_sum, weight_sum if mean_of_weights else rows), gradient
+
+    return call
 
 
 def log_softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     buffer = _buffer(out, input)
-    _run_rows(input, axis, log_softmax=buffer)
+    _run_rows(_plan_of(input, axis, log_softmax=buffer), input, axis, log_softmax=buffer)
     return _delivered(buffer, out)
 
 
 def softmax(input: np.ndarray, axis: int, out: np.ndarray | None) -> np.ndarray:
     """Return the softmax, which is the gradient of the log-sum-exp."""
     buffer = _buffer(out, input)
-    _run_rows(input, axis, gradient=buffer)
+    _run_rows(_plan_of(input, axis, gradient=buffer), input, axis, gradient=buffer)
     return _delivered(buffer, out)
 
 
 def logsumexp(input: np.ndarray, axis: int, out: np.ndarray | None) -> Any:
-    losses = _run_rows(input, axis, per_row=True)[2]
+    losses = _run_rows(_plan_of(input, axis), input, axis, per_row=True)[2]
     assert losses is not None
     if input.shape[axis] == 0:
         losses[...] = -np.inf

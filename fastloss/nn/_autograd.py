@@ -92,10 +92,11 @@ def class_loss(
     weights = None if weight is None else np.ascontiguousarray(_weights(weight, weight.shape))
     out = _buffer(input, preserve=False) if with_grad else None
     with _threads.at_most(torch.get_num_threads()):
-        loss, _ = _engine.class_loss(
-            _array(input), indices, probabilities, weights, ignore_index, label_smoothing, reduction,
-            with_grad, out, name == "cross_entropy", upstream,
-        )  # fmt: skip
+        x, of_logits = _array(input), name == "cross_entropy"
+        evaluate = _engine.class_loss(
+            x, indices, probabilities, ignore_index, label_smoothing, reduction, with_grad, out, of_logits
+        )
+        loss, _ = evaluate(x, array, weights, out, upstream)
     value = _loss_tensor(loss, dtype).contiguous()
     return value, input.new_empty(0) if out is None else _tensor(out, input.dtype)
 
