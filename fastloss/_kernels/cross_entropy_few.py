@@ -32,10 +32,19 @@ from fastloss._kernels._memory import (
     prefetch,
     zeros_like,
 )
-from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
+from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
 from fastloss._kernels.elementary import compounded, exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import write_lanes
-from fastloss._kernels.targets import WEIGHT, labels_of, scale_of_rows, side_by_side, survey_rows, surveyed
+from fastloss._kernels.targets import (
+    WEIGHT,
+    add_counts,
+    counted,
+    labels_of,
+    scale_of_rows,
+    side_by_side,
+    survey_rows,
+    surveyed,
+)
 
 
 @inlined
@@ -94,12 +103,15 @@ def _soft_gradient(c, nothing, gradient, given):
 def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing, scale, count, out, out_loss, sums):
     """Do `LANES` rows from the pointers on, of which the first `count` count; return `sums` with their losses.
 
-    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`; and how many rows
+    are `counted`, which nobody has done if there is neither a gradient nor a weight.
     """
-    linear, growth = sums
+    linear, growth, counts = sums
     zero = zeros_like(source)
     logits = _load_group(source, classes)
     label = labels_of(labels, count, plain, len(classes), ignore_index)
+    if out is None and class_weight is None:
+        counts = counted(counts, label)
     if not plain or count < LANES:
         _, logits = unrolled(_counted, (), logits, label)  # what is ignored can be nan
     highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
@@ -115,7 +127,7 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
         keep_share, spread, soft_mass = smoothing
         hard, spread = hard * keep_share, constant(zero, spread)
     if class_weight is None and smoothing is None and out_loss is None:
-        sums = linear - offset, compounded(growth, above_one)
+        sums = linear - offset, compounded(growth, above_one), counts
     else:
         log_total = log1p_of_sum(above_one)
         loss = hard * (log_total - offset)
@@ -124,7 +136,7 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
             loss = select(label >= 0, loss + (log_total * soft_mass - dot), zero)
         if out_loss is not None:
             write_lanes(out_loss, 0, loss, min(count, LANES), False)
-        sums = linear + loss, growth
+        sums = linear + loss, growth, counts
     if out is not None:
         inverse = select(label >= 0, constant(zero, scale) / total, zero)
         factor = hard * inverse
@@ -140,18 +152,21 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
 
 
 @shared
-def _groups(source, labels, plain, classes, class_weight, ignore_index, smoothing, scale, count, out, out_loss):
-    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses."""
+def _groups(source, labels, plain, classes, class_weight, ignore_index, smoothing, scale, count, out, out_loss, counts):
+    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses.
+
+    And `counts` with these rows: see `_group`.
+    """
     zero = zeros_like(source)
-    sums = (zero, zero)
+    sums = (zero, zero, counts)
     for r in range(0, count, LANES):
         at = r * len(classes)
         sums = _group(
             advance(source, at), advance(labels, r), plain, classes, class_weight, ignore_index, smoothing, scale,
             count - r, advance(out, at), advance(out_loss, r), sums,
         )  # fmt: skip
-    linear, growth = sums
-    return widen(linear + log1p_of_sum(growth))
+    linear, growth, counts = sums
+    return widen(linear + log1p_of_sum(growth)), counts
 
 
 @kernel
@@ -177,32 +192,38 @@ def cross_entropy_few(
     group = pointer(group_array, (0,))
     out_group = if_needed(out_gradient, group)
     total = widen(zeros_like(source))
-    plain = class_weight is None and out_sums[WEIGHT] == target.size
+    none = lane_numbers() & 0
+    counts = (none, none)
+    plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient
     r = block * rows_per_block
     last = min(r + rows_per_block, x.shape[2])
     while r < last:
         until = min(r + ROWS, last)
-        if out_gradient is None:
+        if out_gradient is None and class_weight is not None:
             plain = survey_rows(target, r, until, number, ignore_index, class_weight, block, out_sums)
         labels = side_by_side(target, 0, r, until - r, label_array)
         whole = (until - r) // LANES * LANES
         if whole > 0:
-            total = total + _groups(
+            losses_of_rows, counts = _groups(
                 advance(source, r * number), labels, plain, classes, weights, ignore_index, smoothing, scale, whole,
-                advance(out, r * number), advance(losses, r),
+                advance(out, r * number), advance(losses, r), counts,
             )  # fmt: skip
+            total = total + losses_of_rows
             labels = advance(labels, whole)
             r += whole
         if r < until:  # copied, for a group has no fewer rows
             take_rows(x, 0, r, until - r, group_array)
-            total = total + _groups(
+            losses_of_rows, counts = _groups(
                 group, labels, plain, classes, weights, ignore_index, smoothing, scale, until - r, out_group,
-                advance(losses, r),
+                advance(losses, r), counts,
             )  # fmt: skip
+            total = total + losses_of_rows
             give_rows(group_array, out_gradient, 0, r, until - r)
             r = until
     keep(group_array)
     keep(label_array)
+    if out_gradient is None and class_weight is None:
+        add_counts(counts, block, out_sums)
     out_sums[block] = sum_lanes(total)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastloss._kernels._blocks import distributed
-from fastloss._kernels._classes import AHEAD, PAIR, ROWS, load_classes, lookup_few, store_classes
+from fastloss._kernels._classes import AHEAD, PAIR, load_classes, lookup_few, store_classes
 from fastloss._kernels._jit import inlined, kernel, shared
 from fastloss._kernels._memory import (
     advance,
@@ -24,10 +24,23 @@ from fastloss._kernels._memory import (
     store,
     zeros_like,
 )
-from fastloss._kernels._simd import LANES, constant, multiply_add, select, sum_lanes, widen
+from fastloss._kernels._simd import LANES, constant, lane_numbers, multiply_add, select, sum_lanes, widen
 from fastloss._kernels.elementary import compounded, decay, log1p_of_fraction, log1p_of_sum
 from fastloss._kernels.softmax import write_lanes
-from fastloss._kernels.targets import WEIGHT, labels_of, scale_of_rows, side_by_side, survey_rows, surveyed
+from fastloss._kernels.targets import (
+    WEIGHT,
+    add_counts,
+    counted,
+    labels_of,
+    scale_of_rows,
+    side_by_side,
+    survey_rows,
+    surveyed,
+)
+
+ROWS = 32 * LANES
+"""Rows whose losses are added in their own precision, and by one logarithm of a product of at most 2**32 a lane, before
+their sum is added in float64. More classes have half as many."""
 
 
 @inlined
@@ -68,13 +81,16 @@ def _write(out, class_step, first, second):
 def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, count, out, out_step, out_loss, sums):
     """Do `LANES` rows from the pointers on, of which the first `count` count; return `sums` with their losses.
 
-    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`; and how many rows
+    are `counted`, which nobody has done if there is neither a gradient nor a weight.
     """
-    linear, growth = sums
+    linear, growth, counts = sums
     first, second = _load(source, class_step)
     prefetch(labels, AHEAD // 2)
     prefetch(labels, AHEAD // 2 + LANES // 2)
     label = labels_of(labels, count, plain, 2, ignore_index)
+    if out is None and class_weight is None:
+        counts = counted(counts, label)
     zero, one = constant(first, 0), constant(first, 1)
     highest = select(second > first, second, first)
     # The last term is nan where the larger logit is infinite, as softmax is there.
@@ -85,14 +101,14 @@ def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, 
     if class_weight is not None:
         weight = lookup_few(class_weight, label, (first, second))
     if class_weight is None and out_loss is None:
-        sums = linear + above, compounded(growth, e)
+        sums = linear + above, compounded(growth, e), counts
     else:
         loss = above + log1p_of_fraction(e)
         if class_weight is not None:
             loss = loss * weight
         if out_loss is not None:
             write_lanes(out_loss, 0, loss, min(count, LANES), False)
-        sums = linear + loss, growth
+        sums = linear + loss, growth, counts
     if out is not None:
         other = select(z > zero, one, e) / (one + e)
         if class_weight is not None:
@@ -106,18 +122,21 @@ def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, 
 @shared
 def _groups(
     source, class_step, row_step, labels, plain, class_weight, ignore_index, scale, count, out, out_step, out_row_step,
-    out_loss,
+    out_loss, counts,
 ):  # fmt: skip
-    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses."""
+    """Do `count` rows from the pointers on, in whole groups of `LANES`; return the lanes' sums of their losses.
+
+    And `counts` with these rows: see `_step`.
+    """
     zero = zeros_like(source)
-    sums = (zero, zero)
+    sums = (zero, zero, counts)
     for r in range(0, count, LANES):
         sums = _step(
             advance(source, r * row_step), class_step, advance(labels, r), plain, class_weight, ignore_index, scale,
             count - r, advance(out, r * out_row_step), out_step, advance(out_loss, r), sums,
         )  # fmt: skip
-    linear, growth = sums
-    return widen(linear + log1p_of_sum(growth))
+    linear, growth, counts = sums
+    return widen(linear + log1p_of_sum(growth)), counts
 
 
 @shared
@@ -168,9 +187,11 @@ def cross_entropy_pairs(
     out_group = if_needed(out_gradient, group)
     weights = pointer(class_weight, (0,))
     total = widen(zero)
+    none = lane_numbers() & 0
+    counts = (none, none)
     at = block * rows_per_block
     last = min(at + rows_per_block, x.shape[0] * inner)
-    plain = class_weight is None and out_sums[WEIGHT] == target.size
+    plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient
     while at < last:
         o = at // inner
         start = at - o * inner
@@ -181,7 +202,7 @@ def cross_entropy_pairs(
         r = start
         while r < stop:
             until = min(r + ROWS, stop)
-            if out_gradient is None:
+            if out_gradient is None and class_weight is not None:
                 row = o * inner + r
                 plain = survey_rows(target, row, row + until - r, classes, ignore_index, class_weight, block, out_sums)
             count = until - r
@@ -190,15 +211,18 @@ def cross_entropy_pairs(
             given = out_step == 0 or count % LANES != 0
             if taken:
                 _take(x, o, r, count, group)
-            total = total + _groups(
+            losses_of_rows, counts = _groups(
                 group if taken else advance(source, r * row_step), ROWS if taken else class_step,
                 1 if taken else row_step, labels, plain, weights, ignore_index, scale, count,
                 out_group if given else advance(out, r * out_row_step), ROWS if given else out_step,
-                1 if given else out_row_step, advance(losses, r),
+                1 if given else out_row_step, advance(losses, r), counts,
             )  # fmt: skip
+            total = total + losses_of_rows
             if given:
                 _give(group, out_gradient, o, r, count)
             r = until
     keep(group_array)
     keep(label_array)
+    if out_gradient is None and class_weight is None:
+        add_counts(counts, block, out_sums)
     out_sums[block] = sum_lanes(total)
