@@ -1,4 +1,4 @@
-"""`python -m benchmarks.limits`: how near each kernel comes to the limit of memory, and what torch takes.
+"""`python -m benchmarks.limits`: how near the kernels come to the limit of memory, and what torch takes.
 
 A loss must at least read its inputs once and write its gradient once. `copies` is the time over that of a copy of the
 input between arrays made before, by torch on as many threads, its time scaled to the bytes that the loss must move.
@@ -130,7 +130,7 @@ WORK = {
     "forward CE 1,024 x 32,000": Work(CE, rows(1024, 32_000), with_grad=False),
     "forward BCE with logits 10,000,000": Work(BCE_WITH_LOGITS, elements((10_000_000,)), with_grad=False),
 }
-"""A case for each kernel, and for the shapes, dtypes and layouts at which it behaves otherwise."""
+"""The losses and softmax functions at the shapes, dtypes and layouts for which their kernels differ."""
 
 
 def runs_of(work: Work) -> tuple[dict[str, Callable[[], Any]], float]:

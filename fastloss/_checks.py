@@ -68,18 +68,6 @@ def like_input(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
     return array if array.dtype == dtype else array.astype(dtype)
 
 
-def index_array(name: str, value: Any) -> np.ndarray:
-    """Return `value` as an aligned array of class indices in their own integer dtype and native byte order."""
-    array = _plain_array(name, value)
-    if array.size == 0 and not isinstance(value, np.ndarray):
-        return array.astype(np.int64)  # NumPy makes float64 of an empty list
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}; class indices must be integers")
-    if not array.dtype.isnative or not array.flags.aligned:
-        return array.astype(array.dtype.newbyteorder("="))
-    return array
-
-
 def reduction_option(reduction: str, allowed: Sequence[str] = ("mean", "sum", "none")) -> None:
     if not isinstance(reduction, str) or reduction not in allowed:
         names = ", ".join(repr(name) for name in allowed)
@@ -135,26 +123,31 @@ def class_weights(weight: Any, classes: int, dtype: np.dtype[Any]) -> np.ndarray
     return np.ascontiguousarray(array, accumulator(dtype))
 
 
-def _class_indices(target: Any, input: np.ndarray, axis: int) -> np.ndarray:
-    """Return `target` as class indices of the rows of `input`, whose classes lie along `axis`."""
-    array = index_array("target", target)
-    same_shape("target", array, input.shape[:axis] + input.shape[axis + 1 :], f"an input of shape {input.shape}")
-    return array
-
-
 def class_target(
     target: Any, input: np.ndarray, axis: int, may_be_soft: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return (class indices, None) or, where `target` is of the input's shape, (None, class probabilities)."""
+    """Return (class indices, None), for the classes along `axis`, or (None, class probabilities).
+
+    The indices are an aligned array in their own integer dtype and native byte order. If it `may_be_soft`, a target of
+    the input's shape holds probabilities.
+    """
     array = _plain_array("target", target)
-    if not may_be_soft or array.shape != input.shape:
-        return _class_indices(target, input, axis), None
-    if not is_float(array.dtype):
-        raise TypeError(
-            f"target has dtype {array.dtype} and the input's shape {array.shape}, that of class probabilities; "
-            f"they must be {FLOATS}"
-        )
-    return None, like_input("target", array, input.dtype)
+    shape = input.shape
+    if may_be_soft and array.shape == shape:
+        if not is_float(array.dtype):
+            raise TypeError(
+                f"target has dtype {array.dtype} and the input's shape {shape}, that of class probabilities; "
+                f"they must be {FLOATS}"
+            )
+        return None, like_input("target", array, input.dtype)
+    if array.size == 0 and not isinstance(target, np.ndarray):
+        array = array.astype(np.int64)  # NumPy makes float64 of an empty list
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"target has dtype {array.dtype}; class indices must be integers")
+    same_shape("target", array, shape[:axis] + shape[axis + 1 :], f"an input of shape {shape}")
+    if not array.dtype.isnative or not array.flags.aligned:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array, None
 
 
 def element_target(target: Any, input: np.ndarray) -> np.ndarray:

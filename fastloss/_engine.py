@@ -342,7 +342,7 @@ def _run_rows(
         _raise_invalid(target, input.shape[axis], ignore_index)
     losses = None if loss is None else layout.unbatch(loss)
     if blocks == 1:
-        return numbers[0], numbers[1], losses
+        return 0.0 + numbers[0], numbers[1], losses  # no -0.0, as in the sum of several
     return sum(numbers[:blocks]), sum(numbers[blocks:-2]), losses
 
 

@@ -202,8 +202,8 @@ def _class_loss(
 ) -> Any:
     """Return the loss, or (loss, gradient), after the checks unless arguments like these have passed them before.
 
-    That halves the time of a small call. Options count as alike if they are equal and of the usual types, arrays by
-    their dtype, shape, strides and flags, if they are used as they are.
+    That halves the time of a small call. Alike are options that are equal, and arrays of the same dtype, shape, strides
+    and flags. Options of unusual types, and arrays that have to be converted, are checked each time.
     """
     key = evaluate = None
     if (

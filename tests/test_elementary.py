@@ -223,6 +223,23 @@ def test_logarithm_of_a_product(dtype: type) -> None:
         np.testing.assert_array_equal(result, x[terms // 2])
 
 
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaled_exponentials_are_normal_where_they_matter(dtype: type) -> None:
+    """They can be multiplied by what is large: down to half the smallest subnormal they are right, then no larger."""
+    info = np.finfo(dtype)
+    half_of_smallest = np.log(np.longdouble(info.smallest_subnormal)) - np.log(np.longdouble(2))
+    steps = np.linspace(float(half_of_smallest) - 3, float(half_of_smallest) + 3, 20_001).astype(dtype)
+    x = np.concatenate([steps, sample("exp_scaled", dtype)])
+    matters = x >= half_of_smallest
+    for function in wrapped(elementary.exp_scaled):
+        result = function(x).astype(np.longdouble)
+        exact = np.exp(x.astype(np.longdouble)) * 2.0 ** (info.nmant + 2)
+        assert (result[matters] >= info.tiny).all()
+        assert (abs(result - exact)[matters] <= 1.1 * info.eps * exact[matters]).all()
+        assert ((result >= 0) & (result <= exact * (1 + 2 * info.eps)))[~matters].all()
+
+
 INF, NAN = np.inf, np.nan
 SPECIAL = {
     "exp": [(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (NAN, NAN), (1e30, INF), (-1e30, 0.0)],

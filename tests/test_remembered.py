@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,35 @@ def test_an_output_that_overlaps_another_argument_is_found_each_time() -> None:
         assert gradient is out
         assert loss == apart
         np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("shared", ["target", "weight"])
+def test_an_output_that_is_another_operand_is_found_each_time(shared: str) -> None:
+    logits, _ = arguments()
+    given = {"input": logits, "target": np.abs(logits), "weight": np.linspace(0.5, 2.0, 5, dtype=np.float32)}
+    loss, gradient = fl.cross_entropy(**given, return_grad=True, out=np.empty_like(logits))
+    memory = np.zeros(logits.shape, np.float32)
+    operand = memory if shared == "target" else memory[3]
+    for _ in range(2):
+        operand[...] = given[shared]
+        again = fl.cross_entropy(**{**given, shared: operand}, return_grad=True, out=memory)
+        assert again[0] == loss
+        np.testing.assert_array_equal(memory, gradient)
+
+
+def test_threads_remember_and_forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_MOST_REMEMBERED", 3)
+    logits, target = arguments()
+    expected = [fl.cross_entropy(logits, target, ignore_index=index) for index in range(5)]
+
+    def work(seed: int) -> bool:
+        for index in np.random.default_rng(seed).integers(0, 5, 500).tolist():
+            if fl.cross_entropy(logits, target, ignore_index=index) != expected[index]:
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 @pytest.mark.parametrize("unaligned", ["input", "target", "weight"])

@@ -32,7 +32,7 @@ from fastloss._kernels._memory import (
     prefetch,
     zeros_like,
 )
-from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
+from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
 from fastloss._kernels.elementary import compounded, exp_scaled, log1p_of_sum, log_of_normal, unscale
 from fastloss._kernels.softmax import write_lanes
 from fastloss._kernels.targets import (
@@ -40,6 +40,7 @@ from fastloss._kernels.targets import (
     add_counts,
     counted,
     labels_of,
+    no_counts,
     scale_of_rows,
     side_by_side,
     survey_rows,
@@ -192,8 +193,7 @@ def cross_entropy_few(
     group = pointer(group_array, (0,))
     out_group = if_needed(out_gradient, group)
     total = widen(zeros_like(source))
-    none = lane_numbers() & 0
-    counts = (none, none)
+    counts = no_counts()
     plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient
     r = block * rows_per_block
     last = min(r + rows_per_block, x.shape[2])

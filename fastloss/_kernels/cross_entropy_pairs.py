@@ -24,7 +24,7 @@ from fastloss._kernels._memory import (
     store,
     zeros_like,
 )
-from fastloss._kernels._simd import LANES, constant, lane_numbers, multiply_add, select, sum_lanes, widen
+from fastloss._kernels._simd import LANES, constant, multiply_add, select, sum_lanes, widen
 from fastloss._kernels.elementary import compounded, decay, log1p_of_fraction, log1p_of_sum
 from fastloss._kernels.softmax import write_lanes
 from fastloss._kernels.targets import (
@@ -32,6 +32,7 @@ from fastloss._kernels.targets import (
     add_counts,
     counted,
     labels_of,
+    no_counts,
     scale_of_rows,
     side_by_side,
     survey_rows,
@@ -187,8 +188,7 @@ def cross_entropy_pairs(
     out_group = if_needed(out_gradient, group)
     weights = pointer(class_weight, (0,))
     total = widen(zero)
-    none = lane_numbers() & 0
-    counts = (none, none)
+    counts = no_counts()
     at = block * rows_per_block
     last = min(at + rows_per_block, x.shape[0] * inner)
     plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient

@@ -64,8 +64,8 @@ class Format(NamedTuple):
 
     @property
     def scale_exponent(self) -> int:
-        """`exp_scaled` multiplies by 2 to this power, so that no result that matters is subnormal."""
-        return self.mantissa_bits + 1
+        """`exp_scaled` multiplies by 2 to this power: half the smallest subnormal becomes normal."""
+        return self.mantissa_bits + 2
 
 
 # The exponential's: mpmath.chebyfit of (exp(r) - 1 - r) / r**2, which is hyp1f1(1, 3, r) / 2, over |r| <= ln(2) / 2.
@@ -177,10 +177,11 @@ def exp(x):
 
 @inlined_by_type
 def exp_scaled(x):
-    """Return e**x over `unscale(x)` for x <= 0: at most 1.1 ulp; 0 below the smallest subnormal, nan for nan.
+    """Return e**x over `unscale(x)` for x <= 0: at most 1.1 ulp where that rounds to a float; nan for nan.
 
-    It costs five operations less than `exp`, or seven by eighths. The caller multiplies by `unscale(x)` in the
-    end: so e**x is right down to the last subnormal although nothing in between is subnormal.
+    Where e**x is below half the smallest subnormal it is anything from 0 to the truth, 0 at -inf. It costs five
+    operations less than `exp`, or seven by `_exp_scaled_by_eighths`. The caller multiplies by `unscale(x)` in the end:
+    so e**x is right down to the last subnormal although nothing in between is subnormal.
     """
     f = _format_of(x)
     if f is FLOAT32 and looks_up():

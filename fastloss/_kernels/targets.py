@@ -193,8 +193,15 @@ def surveyed(launcher, block, target, classes, ignore_index, class_weight, out_s
 
 
 @inlined
+def no_counts():
+    """Return the counts of no class indices: vectors of how many were (valid, invalid)."""
+    none = lane_numbers() & 0
+    return none, none
+
+
+@inlined
 def counted(counts, label):
-    """Return `counts`, vectors of how many were (valid, invalid), with a vector of what `labels_of` returned."""
+    """Return `counts` with a vector of what `labels_of` returned."""
     valid, invalid = counts
     one, zero = constant(label, 1), constant(label, 0)
     return valid + select(label >= 0, one, zero), invalid + select(label < -1, one, zero)
