@@ -193,7 +193,7 @@ def _by_eighths(number):
 def exp_scaled(x):
     """Return e**x over `unscale(x)` for x <= 0: at most 1.1 ulp where that rounds to a float; nan for nan.
 
-    Where e**x is below half the smallest subnormal it is anything from 0 to the truth, 0 at -inf. It costs six
+    Where e**x is below half the smallest subnormal it is anything from 0 to the truth, 0 at -inf. It costs seven
     operations less than `exp`. The caller multiplies by `unscale(x)` in the end: so e**x is right down to the last
     subnormal although nothing in between is subnormal.
 
