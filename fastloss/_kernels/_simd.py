@@ -444,6 +444,17 @@ max_lanes = _fold(_larger)
 
 
 @intrinsic
+def count_lanes(typingctx, mask):
+    """Return in how many lanes the `mask` holds."""
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.bitcast(arguments[0], ir.IntType(LANES))
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    return types.int64(mask), generate
+
+
+@intrinsic
 def widen(typingctx, vector):
     """Return `vector` with its lanes as float64."""
     wide = Vector(types.float64)

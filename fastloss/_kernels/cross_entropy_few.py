@@ -40,7 +40,6 @@ from fastloss._kernels.targets import (
     add_counts,
     counted,
     labels_of,
-    no_counts,
     scale_of_rows,
     side_by_side,
     survey_rows,
@@ -110,10 +109,10 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
     linear, growth, counts = sums
     zero = zeros_like(source)
     logits = _load_group(source, classes)
-    label = labels_of(labels, count, plain, len(classes), ignore_index)
+    label, all_count = labels_of(labels, count, plain, len(classes), ignore_index)
     if out is None and class_weight is None:
-        counts = counted(counts, label)
-    if not plain or count < LANES:
+        counts = counted(counts, label, all_count)
+    if not all_count:
         _, logits = unrolled(_counted, (), logits, label)  # what is ignored can be nan
     highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
     (rest, e_label, offset), e = unrolled(_exponential, (zero, zero, zero), logits, (highest, label))
@@ -193,7 +192,7 @@ def cross_entropy_few(
     group = pointer(group_array, (0,))
     out_group = if_needed(out_gradient, group)
     total = widen(zeros_like(source))
-    counts = no_counts()
+    counts = np.int64(0), np.int64(0)
     plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient
     r = block * rows_per_block
     last = min(r + rows_per_block, x.shape[2])

@@ -32,7 +32,6 @@ from fastloss._kernels.targets import (
     add_counts,
     counted,
     labels_of,
-    no_counts,
     scale_of_rows,
     side_by_side,
     survey_rows,
@@ -89,14 +88,15 @@ def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, 
     first, second = _load(source, class_step)
     prefetch(labels, AHEAD // 2)
     prefetch(labels, AHEAD // 2 + LANES // 2)
-    label = labels_of(labels, count, plain, 2, ignore_index)
+    label, all_count = labels_of(labels, count, plain, 2, ignore_index)
     if out is None and class_weight is None:
-        counts = counted(counts, label)
+        counts = counted(counts, label, all_count)
     zero, one = constant(first, 0), constant(first, 1)
     highest = select(second > first, second, first)
     # The last term is nan where the larger logit is infinite, as softmax is there.
     z = multiply_add(zero, highest, select(label == 0, second - first, first - second))
-    z = select(label >= 0, z, -np.inf)
+    if not all_count:
+        z = select(label >= 0, z, -np.inf)
     e = decay(z)
     above = select(zero > z, zero, z)
     if class_weight is not None:
@@ -188,7 +188,7 @@ def cross_entropy_pairs(
     out_group = if_needed(out_gradient, group)
     weights = pointer(class_weight, (0,))
     total = widen(zero)
-    counts = no_counts()
+    counts = np.int64(0), np.int64(0)
     at = block * rows_per_block
     last = min(at + rows_per_block, x.shape[0] * inner)
     plain = class_weight is None and out_sums[WEIGHT] == target.size  # never without a gradient

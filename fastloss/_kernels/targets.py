@@ -11,6 +11,7 @@ from fastloss._kernels._simd import (
     LANES,
     as_bits,
     constant,
+    count_lanes,
     lane_numbers,
     narrow,
     select,
@@ -193,26 +194,20 @@ def surveyed(launcher, block, target, classes, ignore_index, class_weight, out_s
 
 
 @inlined
-def no_counts():
-    """Return the counts of no class indices: vectors of how many were (valid, invalid)."""
-    none = lane_numbers() & 0
-    return none, none
-
-
-@inlined
-def counted(counts, label):
-    """Return `counts` with a vector of what `labels_of` returned."""
+def counted(counts, label, all_count):
+    """Return `counts`, how many class indices were (valid, invalid), with those that `labels_of` returned."""
     valid, invalid = counts
-    one, zero = constant(label, 1), constant(label, 0)
-    return valid + select(label >= 0, one, zero), invalid + select(label < -1, one, zero)
+    if all_count:
+        return valid + LANES, invalid
+    return valid + count_lanes(label >= 0), invalid + count_lanes(label < -1)
 
 
 @inlined
 def add_counts(counts, number, out_sums):
     """Add `counts` of the rows of the block `number` to `out_sums`, as `survey_rows` would without class weights."""
     valid, invalid = counts
-    out_sums[(out_sums.size - 2) // 2 + number] += sum_lanes(valid)
-    if sum_lanes(invalid) > 0:
+    out_sums[(out_sums.size - 2) // 2 + number] += valid
+    if invalid > 0:
         out_sums[INVALID] = 1.0
 
 
@@ -231,19 +226,20 @@ def side_by_side(target, o, first, count, copy):
 
 @inlined
 def labels_of(source, count, plain, classes, ignore_index):
-    """Return the class indices of `LANES` rows from the pointer `source` on as int32, -1 from the lane `count` on.
+    """Return (class indices, whether all count) of `LANES` rows from the pointer `source` on, the indices as int32.
 
-    It is -1 where they are `ignore_index`, -2 where they are invalid. With `plain`, which `survey_rows` returned for
-    these rows, they are not looked at again. Another thread can have changed them to any number since, so none may be
-    part of an address.
+    An index is -1 from the lane `count` on and where it is `ignore_index`, -2 where it is invalid. With `plain`, which
+    `survey_rows` returned for these rows, they are not looked at again. Another thread can have changed them to any
+    number since, so none may be part of an address.
     """
-    if plain:
-        label = narrow(load_integers(source, 0))
-    else:
+    y = load_integers(source, 0)
+    all_count = plain or (not 0 <= ignore_index < classes and count_lanes(_outside(y, classes) < 0) == 0)
+    label = narrow(y)
+    if not all_count:
         label = class_indices(source, 0, 1, LANES, classes, ignore_index)
     if count < LANES:
-        label = select(lane_numbers() < count, label, constant(label, -1))
-    return label
+        label, all_count = select(lane_numbers() < count, label, constant(label, -1)), False
+    return label, all_count
 
 
 @inlined
