@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastloss._kernels import elementary
-from fastloss._kernels._memory import load, pointer, store
+from fastloss._kernels._memory import load, pointer, store, zeros_like
 from fastloss._kernels._simd import LANES, constant
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -221,6 +221,31 @@ def test_logarithm_of_a_product(dtype: type) -> None:
         x[terms // 2] = special
         _sums_of_logs(x, result)
         np.testing.assert_array_equal(result, x[terms // 2])
+
+
+@numba.njit(error_model="numpy")
+def _sums_of_logs_of_ratios(a: np.ndarray, b: np.ndarray, result: np.ndarray) -> None:
+    """Put the sums of log(1 + a / b) over the rows of `a` and `b` into `result`, a vector of them."""
+    zero = zeros_like(pointer(a, (0, 0)))
+    numerator, denominator = zero, constant(zero, 1)
+    for i in range(a.shape[0]):
+        over, under = load(pointer(a, (i, 0)), 0), load(pointer(b, (i, 0)), 0)
+        numerator, denominator = elementary.compounded_ratio(numerator, denominator, over, under, over + under)
+    store(pointer(result, (0,)), 0, elementary.log1p_of_sum(numerator / denominator))
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logarithm_of_a_product_of_ratios(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for terms, low in itertools.product((1, 2, 3, 32), (-140, -60, -20, -2)):
+        for _ in range(100):
+            a = np.exp2(rng.uniform(low, rng.uniform(low, -1), (terms, LANES))).astype(dtype)
+            for b in (np.ones_like(a), 1 - a):
+                result = np.empty(LANES, dtype)
+                _sums_of_logs_of_ratios(a, b, result)
+                exact_ratios = a.astype(np.longdouble) / b
+                assert error_in_ulps(result, np.log1p(exact_ratios).sum(0)).max() <= terms + 3
 
 
 @extended

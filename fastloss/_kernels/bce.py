@@ -29,7 +29,6 @@ def _of_probabilities(x, target, pos_weight, summed):
     complement, rest = one - x, one - target
     below = x < complement
     smaller, larger = select(below, x, complement), select(below, complement, x)
-    odds = smaller / larger
     minus_log = log_of_ratio(larger, smaller)
     minus_log = select(minus_log < highest, minus_log, highest)
     valid = (smaller >= zero) & (target * rest >= zero)
@@ -37,8 +36,8 @@ def _of_probabilities(x, target, pos_weight, summed):
     variance, lowest = x * complement, constant(x, VARIANCE_FLOOR)
     derivative = (x - target) / select(variance > lowest, variance, lowest)
     if summed is not None:
-        return loss, odds, derivative
-    return loss + log1p_of_fraction(odds), None, derivative
+        return loss, (smaller, larger, one), derivative
+    return loss + log1p_of_fraction(smaller / larger), None, derivative
 
 
 @inlined
@@ -61,7 +60,7 @@ def _of_logits(x, target, pos_weight, summed):
     loss_at_inf = multiply_add(rest, x, softplus_at_inf)
     derivative = multiply_add(select(positive, label, rest), e, slope) / (one + e)
     if summed is not None:
-        return select(at_inf, loss_at_inf, slope * x), e, derivative
+        return select(at_inf, loss_at_inf, slope * x), (e, one, one + e), derivative
     log_one_plus = log1p_of_fraction(e)
     if pos_weight is not None:
         log_one_plus = log_one_plus * (rest - label)

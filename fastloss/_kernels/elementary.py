@@ -361,7 +361,19 @@ def compounded(growth, x):
     So the sum of log(1 + x) over several x is one logarithm, log(1 + growth), while the product does not overflow:
     `log1p_of_sum` of what n of them make is within n + 1 ulp.
     """
-    return lambda growth, x: multiply_add(growth, x, growth + x)
+    return lambda growth, x: multiply_add(growth, constant(x, 1) + x, x)
+
+
+@inlined_by_type
+def compounded_ratio(numerator, denominator, a, b, sum_of_both):
+    """Return what `compounded` does as (numerator, denominator), x being a / b for a >= 0, 0 < b <= 1: no division.
+
+    `sum_of_both` is a + b. The denominator, at first 1, is the product of all b.
+    """
+    return lambda numerator, denominator, a, b, sum_of_both: (
+        multiply_add(numerator, sum_of_both, denominator * a),
+        denominator * b,
+    )
 
 
 @inlined_by_type

@@ -2,8 +2,9 @@
 
 A formula is an inlined function of vectors (x, target, pos_weight), the last two None where the loss has none, and of
 `summed`: True where a call needs nothing but the sum of the losses, without weights, else None. It returns (loss,
-in_log, derivative by x). With `summed`, in_log can be other than None; then log(1 + in_log) is to be added to the loss,
-so that one logarithm serves the sum of many. Weights, sums and layouts are the loop's.
+in_log, derivative by x). With `summed`, in_log can be (a, b, a + b) instead of None, a >= 0 and 1/2 <= b <= 1; then
+log(1 + a / b) is to be added to the loss, so that one logarithm serves the sum of many. Weights, sums and layouts are
+the loop's.
 """
 
 from __future__ import annotations
@@ -12,29 +13,39 @@ from numba import types
 
 from fastloss._kernels._blocks import distributed
 from fastloss._kernels._jit import inlined, inlined_by_type, kernel
-from fastloss._kernels._memory import fence, if_needed, load_one, pointer, zeros_like
+from fastloss._kernels._memory import fence, if_needed, load_one, pointer, prefetch, zeros_like
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
-from fastloss._kernels.elementary import compounded, exp, log, log1p_of_sum, sigmoid, softplus
+from fastloss._kernels.elementary import compounded_ratio, exp, log, log1p_of_sum, sigmoid, softplus
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 
 PIECE = 4096
 """Elements along the innermost axis that make a unit of work: their loads and stores stay in the first-level cache."""
 
-ADDENDS = 16
+ADDENDS = 32
 """Losses that a lane adds in its own precision before it adds their sum in float64."""
+
+AHEAD = 512
+"""Elements by which the loop asks for what it reads: where it also reads weights, this takes a ninth off the time."""
+
+
+@inlined
+def _lanes_from(source, count):
+    """Return the vector of the `count` elements from the pointer `source` on, and ask for later ones."""
+    prefetch(source, AHEAD)
+    return load_lanes(source, 0, count, 0.0)
 
 
 @inlined_by_type
-def _lanes(array, a, b, i, count):
-    """Return the vector of array[a, b, i : i + count], one element repeated where that axis is broadcast; or None."""
-    if isinstance(array, types.NoneType):
-        return lambda array, a, b, i, count: None
+def _lanes(operand, a, b, i, count):
+    """Return the vector of operand[a, b, i : i + count], one element repeated where that axis is broadcast; or None."""
+    if isinstance(operand, types.NoneType):
+        return lambda operand, a, b, i, count: None
 
-    def lanes(array, a, b, i, count):
-        source = pointer(array, (a, b, i))
-        if array.strides[2] == 0:
+    def lanes(operand, a, b, i, count):
+        source = pointer(operand, (a, b, i))
+        if operand.strides[2] == 0:
             return constant(zeros_like(source), load_one(source, 0))
-        return load_lanes(source, 0, count, 0.0)
+        return _lanes_from(source, count)
 
     return lanes
 
@@ -54,19 +65,21 @@ def _grown(growth, in_log, count):
         return lambda growth, in_log, count: growth
 
     def grown(growth, in_log, count):
+        a, b, sum_of_both = in_log
         if count < LANES:
-            in_log = select(lane_numbers() < count, in_log, 0.0)
-        return compounded(growth, in_log)
+            counts = lane_numbers() < count
+            a, b, sum_of_both = select(counts, a, 0.0), select(counts, b, 1.0), select(counts, sum_of_both, 1.0)
+        return compounded_ratio(growth[0], growth[1], a, b, sum_of_both)
 
     return grown
 
 
 @inlined_by_type
 def _sum_of(some, growth):
-    """Return the sum of the losses: `some` and, if that is not None, log(1 + `growth`)."""
+    """Return the sum of the losses: `some` and, if that is not None, log(1 + the ratio `growth`)."""
     if isinstance(growth, types.NoneType):
         return lambda some, growth: some
-    return lambda some, growth: some + log1p_of_sum(growth)
+    return lambda some, growth: some + log1p_of_sum(growth[0] / growth[1])
 
 
 @inlined
@@ -75,12 +88,13 @@ def _step(
 ):  # fmt: skip
     """Write the loss and the gradient of the `count` <= LANES elements x[a, b, i:]; return `sums` with the losses.
 
-    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded`.
+    These are the sum of what is not a logarithm, and the product of what is in one: see `compounded_ratio`.
     """
     some, growth = sums
     loss, in_log, gradient = formula(
-        _lanes(x, a, b, i, count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count), summed
-    )
+        _lanes_from(pointer(x, (a, b, i)), count), _lanes(target, a, b, i, count), _lanes(pos_weight, a, b, i, count),
+        summed,
+    )  # fmt: skip
     if weight is not None:
         factor = _lanes(weight, a, b, i, count)
         loss, gradient = loss * factor, gradient * factor
@@ -118,7 +132,7 @@ def pointwise_block(
         for low, high, past in ((start, begin, False), (begin, end, streaming), (end, stop, False)):
             i = low
             while i < high:
-                sums = (zero, if_needed(summed, zero))
+                sums = (zero, if_needed(summed, (zero, constant(zero, 1))))
                 until = min(i + ADDENDS * LANES, high)
                 while i + LANES <= until:
                     sums = _step(
@@ -145,7 +159,7 @@ def kernel_of(formula, factor=1.0, has_logs=None):
     `has_logs` is True if the formula can return an `in_log`, else None.
 
     It fills the `out_*` that are not None. All arrays are (outer, middle, inner), their innermost axis contiguous, or
-    broadcast for `weight` and `pos_weight`. `out_value` gets the weighted losses, `out_gradient` the weighted
+    broadcast for `target`, `weight` and `pos_weight`. `out_value` gets the weighted losses, `out_gradient` the weighted
     derivatives times `scale`, `out_sum[b]` the sum of the losses of the b-th `units_per_block` units, a unit being
     `PIECE` elements of an innermost row. One pass, no memory beside the outputs.
     """
