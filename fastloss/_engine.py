@@ -3,7 +3,7 @@
 Arguments are arrays that `_checks` has passed; those of bfloat16 can also be uint16 arrays of its bits. Which kernel
 serves which cross-entropy or softmax of logits (`nll_rows` serves all log-probabilities):
 
-| classes              | of a row                  | kernel                 |
+| classes lie          | and a row has             | kernel                 |
 | -------------------- | ------------------------- | ---------------------- |
 | side by side         | 256 and more (1)          | `cross_entropy_rows`   |
 | side by side         | 262,144 and more          | `cross_entropy_chunks` |
@@ -11,11 +11,13 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 | anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
 | side by side (3)     | 2 to 16, class indices    | `cross_entropy_few`    |
 | side by side (3)     | 2 to 16, without targets  | `softmax_few`          |
+| apart (4)            | up to 2,048 other         | `cross_entropy_planes` |
 | anywhere             | any other number          | `cross_entropy_tiles`  |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 (2) Without label smoothing.
 (3) As are the rows, of the outputs too. In float64 up to 8: a row of the kernel's own numbers takes 64 bytes.
+(4) The rows side by side, of the outputs too.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ RUN_ELEMENTS, RUN_ROWS = 1 << 16, 192
 """A tile of other rows has at most so many: what is read and written at once are the rows of one class, and the longer
 these runs are the better, while the second-level cache holds them."""
 
+PLANES = RUN_ELEMENTS // 32
+"""Up to so many classes runs of rows are long enough, two vectors, to be worth what is done once for each."""
+
 TILES = 64
 """Where there are rows for it there are at least so many tiles, to keep as many threads busy."""
 
@@ -76,6 +81,7 @@ def _load() -> SimpleNamespace:
             cross_entropy,
             cross_entropy_few,
             cross_entropy_pairs,
+            cross_entropy_planes,
             cross_entropy_tiles,
             nll,
             pointwise,
@@ -86,6 +92,7 @@ def _load() -> SimpleNamespace:
         "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
         "softmax_few": cross_entropy_few.softmax_few,
+        "planes": cross_entropy_planes.cross_entropy_planes,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "chunks": cross_entropy.cross_entropy_chunks,
         "rows": cross_entropy.cross_entropy_rows,
@@ -230,11 +237,14 @@ def _plan(
         return _plan_for(for_few, layout, _threads.block_count(rows, length), settings)
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
-        most_rows = min(most_elements // classes, most_rows, rows // TILES)
-        tile_rows = min(max(most_rows // lanes, 1), -(-inner // lanes)) * lanes
-        tiles = outer * -(-inner // tile_rows)
+        most_rows = max(min(most_elements // classes, most_rows, rows // TILES) // lanes, 1) * lanes
+        tiles_of_inner = -(-inner // most_rows)
+        tile_rows = -(-inner // (tiles_of_inner * lanes)) * lanes
+        tiles = outer * tiles_of_inner
         length = _threads.block_length(tiles, tile_rows * classes)
-        return _plan_for("tiles", layout, _threads.block_count(tiles, length), (streamed, tile_rows, length))
+        adjoin = layout.row_axis is not None and all(of_array[layout.row_axis] == itemsize for of_array in of_arrays)
+        name = "planes" if adjoin and classes <= PLANES else "tiles"
+        return _plan_for(name, layout, _threads.block_count(tiles, length), (streamed, tile_rows, length))
     if classes >= (CHUNKS_OF_FEW_ROWS_FROM if rows < FEW_ROWS else CHUNKS_FROM):
         block = _lazy().softmax.BLOCK
         length = max(-(-classes * rows // (CHUNKS * block)), 8) * block

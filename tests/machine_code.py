@@ -15,7 +15,14 @@ import numpy as np
 
 import fastloss as fl
 from fastloss import _threads
-from fastloss._kernels import bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_tiles
+from fastloss._kernels import (
+    bce,
+    cross_entropy,
+    cross_entropy_few,
+    cross_entropy_pairs,
+    cross_entropy_planes,
+    cross_entropy_tiles,
+)
 
 
 def check(actual: tuple[np.generic, np.ndarray], loss: np.floating, gradient: np.ndarray) -> None:
@@ -39,6 +46,7 @@ def main() -> None:
     check_classes(x, rng.integers(0, 300, 9))
     check_classes(x.T, rng.integers(0, 9, 300))
     check_classes(np.ascontiguousarray(x.T), rng.integers(0, 9, 300))
+    check_classes(rng.normal(0.0, 4.0, (300, 20)).astype(np.float32), rng.integers(0, 20, 300))
     check_classes(rng.normal(0.0, 4.0, (300, 2)).astype(np.float32), rng.integers(0, 2, 300))
     p = 1.0 / (1.0 + np.exp(-np.float64(x)))
     t = rng.random(x.shape).astype(np.float32)
@@ -48,6 +56,7 @@ def main() -> None:
         "rows": cross_entropy.cross_entropy_rows,
         "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
+        "planes": cross_entropy_planes.cross_entropy_planes,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "bce": bce.bce_with_logits,
     }

@@ -24,12 +24,13 @@ ROUTES = {
     "tiles": (700, 100),
 }
 CLASS_STRIDED = (3, 19, 1_003)
+STREAMED_IMAGES = (2, 19, 60_001)
 ELEMENTS = (7, 30_011)
 
 
 def calls() -> Iterator[tuple[str, Any]]:
     """Yield (name, result) of each loss by each route, all large enough for all threads."""
-    for route, shape in (*ROUTES.items(), ("class-strided", CLASS_STRIDED)):
+    for route, shape in (*ROUTES.items(), ("class-strided", CLASS_STRIDED), ("streamed images", STREAMED_IMAGES)):
         rng = np.random.default_rng(0)
         x = rng.normal(0.0, 3.0, shape).astype(np.float32)
         labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))

@@ -39,15 +39,21 @@ def extreme_rows(classes: int, dtype: np.dtype[Any]) -> np.ndarray:
     return rows
 
 
+def as_pixels(rows: np.ndarray) -> np.ndarray:
+    """Return an image whose pixels are the `rows`: their classes lie apart, which another kernel serves."""
+    return np.ascontiguousarray(rows.T)[np.newaxis]
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_extreme_logits(classes: int, dtype: np.dtype[Any], label_smoothing: float) -> None:
-    logits = extreme_rows(classes, dtype)
+@pytest.mark.parametrize("lay_out", [np.asarray, as_pixels])
+def test_extreme_logits(classes: int, dtype: np.dtype[Any], label_smoothing: float, lay_out: Any) -> None:
+    logits = lay_out(extreme_rows(classes, dtype))
     weight = np.linspace(0.5, 2, classes, dtype=dtype)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": "none"}
     for label in range(3):
-        target = np.full(len(logits), label)
+        target = np.full(logits.shape[:1] + logits.shape[2:], label)
         ours = fl.cross_entropy(logits, target, weight, **options, return_grad=True)
         assert_as_torch(ours, F.cross_entropy, logits, target, weight, **options)
     one_hot = np.zeros_like(logits)
@@ -58,13 +64,14 @@ def test_extreme_logits(classes: int, dtype: np.dtype[Any], label_smoothing: flo
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name_of)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_softmax_of_extreme_logits(classes: int, dtype: np.dtype[Any]) -> None:
-    logits = extreme_rows(classes, dtype)
+@pytest.mark.parametrize("lay_out", [np.asarray, as_pixels])
+def test_softmax_of_extreme_logits(classes: int, dtype: np.dtype[Any], lay_out: Any) -> None:
+    logits = lay_out(extreme_rows(classes, dtype))
     tensor = peers.as_tensor(logits)
     for ours, theirs in (
-        (fl.softmax(logits), torch.softmax(tensor, -1)),
-        (fl.log_softmax(logits), torch.log_softmax(tensor, -1)),
-        (fl.logsumexp(logits), torch.logsumexp(tensor, -1)),
+        (fl.softmax(logits, 1), torch.softmax(tensor, 1)),
+        (fl.log_softmax(logits, 1), torch.log_softmax(tensor, 1)),
+        (fl.logsumexp(logits, 1), torch.logsumexp(tensor, 1)),
     ):
         assert_agree(ours, peers.as_array(theirs), dtype)
 

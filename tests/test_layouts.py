@@ -41,12 +41,18 @@ def check(function: Callable[..., Any], lay_out: cases.Layout, folder: pathlib.P
 
 def test_one_kernel_serves_all_layouts() -> None:
     logits, kernels = cases.logits_of((29, 260), FLOAT32), _engine._lazy().of_rows
-    for kernel, axis in ((kernels["rows"], 1), (kernels["tiles"], 0)):
-        fl.softmax(logits, axis)
-        compiled = len(kernel.overloads)
-        for array in (logits.copy("F"), logits[:1], logits[:, :259], logits[:, ::2]):
+    of_columns = logits.copy("F")
+    for name, axis, first, *others in (
+        ("rows", 1, logits, of_columns, logits[:1], logits[:, :259], logits[:, ::2]),
+        ("tiles", 0, of_columns, of_columns[:, :1], of_columns[:, ::2], logits[:, ::2]),
+        ("planes", 0, logits, logits[:28], logits[:, :259], logits[::2]),
+    ):
+        fl.softmax(first, axis)
+        compiled = len(kernels[name].overloads)
+        assert compiled > 0
+        for array in others:
             fl.softmax(array, axis)
-        assert len(kernel.overloads) == compiled
+        assert len(kernels[name].overloads) == compiled
 
 
 def test_one_kernel_serves_targets_and_weights_however_they_lie() -> None:

@@ -543,6 +543,12 @@ def if_needed(output, value):
     return lambda output, value: value
 
 
+@inlined_by_type
+def either(a, b):
+    """Return the one of two arrays that is not None, None where both are."""
+    return (lambda a, b: b) if isinstance(a, types.NoneType) else (lambda a, b: a)
+
+
 @intrinsic
 def keep(typingctx, array):
     """Keep `array` alive up to this call: a pointer into it does not."""

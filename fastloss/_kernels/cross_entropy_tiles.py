@@ -8,6 +8,8 @@ those of `cross_entropy`.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import types
 
@@ -167,7 +169,7 @@ def _write_tile(tile, tile_rows, flat, array, o, start, count, streaming):
 
 
 @shared
-def _stage_soft_target(probabilities, class_weight, keep_share, spread, o, start, count, classes, tile, tile_rows):
+def stage_soft_target(probabilities, class_weight, keep_share, spread, o, start, count, classes, tile, tile_rows):
     """Fill the class-major `tile` with q = w (keep_share * t + spread), t being 0 without `probabilities`."""
     if probabilities is not None:
         _stage(probabilities, o, start, count, tile, tile_rows)
@@ -181,7 +183,7 @@ def _stage_soft_target(probabilities, class_weight, keep_share, spread, o, start
 
 
 @inlined_by_type
-def _tile_like(array, needed, size):
+def tile_like(array, needed, size):
     """Return a new array of `size` accumulators of `array`, None where `needed` is None."""
     if isinstance(needed, types.NoneType):
         return lambda array, needed, size: None
@@ -191,12 +193,12 @@ def _tile_like(array, needed, size):
 @inlined
 def _rows_of_tile(
     tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, soft_mass, scale, out_gradient, out_log,
-    upcoming, line_of_row, line_of_class,
+    do_beside, beside, state,
 ):  # fmt: skip
-    """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return their losses.
+    """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return (their losses, state).
 
-    `label` is -1 in rows to ignore: their losses and gradients are 0. Meanwhile the logits behind the pointer
-    `upcoming`, the next tile's, come into the cache: `line_of_row` and `line_of_class` lead from line to line.
+    `label` is -1 in rows to ignore: their losses and gradients are 0. Beside each vector of exponentials, the state
+    becomes do_beside(beside, state, r, c).
     """
     highest = constant(zeros_like(tile), -np.inf)
     for c in range(classes):
@@ -216,7 +218,7 @@ def _rows_of_tile(
         part_mass, part_dot = part, part
         for c in range(first, min(first + ADDENDS, classes)):
             i = c * tile_rows + r
-            prefetch(upcoming, r * line_of_row + c * line_of_class)
+            state = do_beside(beside, state, r, c)
             d = load(tile, i) - highest
             e = exp_scaled(d)
             if has_target is None or spread is None:
@@ -271,7 +273,52 @@ def _rows_of_tile(
             store(tile, i, gradient)
         if has_target is not None and spread is None:
             put_at(tile, at, select(label >= 0, at_label, 0.0))
-    return loss
+    return loss, state
+
+
+@inlined
+def losses_of_tile(
+    tile, soft_tile, tile_rows, count, o, start, classes, target, class_weight, ignore_index, keep_share, spread,
+    soft_mass, scale, out_gradient, out_log, out_loss, do_beside, beside, state,
+):  # fmt: skip
+    """Turn the logits of a tile of the rows o, [start, start + count) into what `out_*` asks for.
+
+    Return (the lanes' sums of the losses, state): see `_rows_of_tile`.
+    """
+    loss_sum = widen(zeros_like(tile))
+    for r in range(0, count, LANES):
+        label = lane_numbers()
+        hard = constant(zeros_like(tile), keep_share)
+        if target is not None:
+            step = target.strides[1] // target.itemsize
+            row = pointer(target, (o, start + r))
+            label = class_indices(row, 0, step, count - r, classes, ignore_index)
+            if class_weight is not None:
+                hard = hard * lookup(pointer(class_weight, (0,)), label)
+        elif spread is not None:
+            hard = zeros_like(tile)
+        loss, state = _rows_of_tile(
+            tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, soft_mass, scale, out_gradient,
+            out_log, do_beside, beside, state,
+        )  # fmt: skip
+        if out_loss is not None:
+            write_lanes(pointer(out_loss, (o, start + r)), 0, loss, min(count - r, LANES), False)
+        loss_sum = loss_sum + widen(select(lane_numbers() < count - r, loss, 0.0))
+    return loss_sum, state
+
+
+class _Upcoming(NamedTuple):
+    """The pointer to a tile's logits, and how many elements lead from line to line by its rows and its classes."""
+
+    source: Any
+    line_of_row: int
+    line_of_class: int
+
+
+@inlined
+def _prefetch(upcoming, nothing, r, c):
+    prefetch(upcoming.source, r * upcoming.line_of_row + c * upcoming.line_of_class)
+    return nothing
 
 
 @kernel
@@ -294,12 +341,10 @@ def cross_entropy_tiles(
     tiles_of_inner = (inner + tile_rows - 1) // tile_rows
     tile_array = empty_accumulators(x, max(classes, SQUARE) * tile_rows)
     tile = pointer(tile_array, (0,))
-    gradient_array = _tile_like(x, out_gradient, max(classes, SQUARE) * tile_rows)
-    log_array = _tile_like(x, out_log_softmax, max(classes, SQUARE) * tile_rows)
-    soft_array = _tile_like(x, spread, max(classes, SQUARE) * tile_rows)
+    gradient_array = tile_like(x, out_gradient, max(classes, SQUARE) * tile_rows)
+    log_array = tile_like(x, out_log_softmax, max(classes, SQUARE) * tile_rows)
+    soft_array = tile_like(x, spread, max(classes, SQUARE) * tile_rows)
     soft_tile = pointer(soft_array, (0,))
-    loss_array = empty_accumulators(x, tile_rows)
-    losses = pointer(loss_array, (0,))
     loss_sum = widen(zeros_like(tile))
     first = block * tiles_per_block
     last = min(first + tiles_per_block, x.shape[0] * tiles_of_inner)
@@ -313,28 +358,15 @@ def cross_entropy_tiles(
         class_step, row_step = _steps(x)
         line_of_row, line_of_class = (1, class_step) if row_step == 1 else (row_step, LANES)
         if spread is not None:
-            _stage_soft_target(
+            stage_soft_target(
                 probabilities, class_weight, keep_share, spread, o, start, count, classes, soft_tile, tile_rows
             )
-        for r in range(0, count, LANES):
-            label = lane_numbers()
-            hard = constant(zeros_like(tile), keep_share)
-            if target is not None:
-                step = target.strides[1] // target.itemsize
-                row = pointer(target, (o, start + r))
-                label = class_indices(row, 0, step, count - r, classes, ignore_index)
-                if class_weight is not None:
-                    hard = hard * lookup(pointer(class_weight, (0,)), label)
-            elif spread is not None:
-                hard = zeros_like(tile)
-            loss = _rows_of_tile(
-                tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, soft_mass, scale, out_gradient,
-                out_log_softmax, upcoming, line_of_row, line_of_class,
-            )  # fmt: skip
-            store(losses, r, loss)
-            loss_sum = loss_sum + widen(select(lane_numbers() < count - r, loss, 0.0))
-        if out_loss is not None:
-            out_loss[o, start : start + count] = loss_array[:count]
+        losses, _ = losses_of_tile(
+            tile, soft_tile, tile_rows, count, o, start, classes, target, class_weight, ignore_index, keep_share,
+            spread, soft_mass, scale, out_gradient, out_log_softmax, out_loss, _prefetch,
+            _Upcoming(upcoming, line_of_row, line_of_class), (),
+        )  # fmt: skip
+        loss_sum = loss_sum + losses
         if out_gradient is not None:
             _write_tile(tile, tile_rows, pointer(gradient_array, (0,)), out_gradient, o, start, count, streaming)
         if out_log_softmax is not None:
@@ -345,5 +377,4 @@ def cross_entropy_tiles(
     keep(soft_array)
     if streaming:
         fence()
-    keep(loss_array)
     out_sums[block] = sum_lanes(loss_sum)
