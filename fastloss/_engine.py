@@ -48,7 +48,7 @@ CHUNKS = 1 << 14
 FEW_BYTES = 64
 """Rows of at most so many bytes have a kernel for their number of classes, which keeps groups of them in registers."""
 
-TILE_ELEMENTS, TILE_ROWS = 1 << 11, 128
+TILE_ELEMENTS, TILE_ROWS = 1 << 10, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
 its copy in the order of the output, and what is read next."""
 
