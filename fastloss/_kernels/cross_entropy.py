@@ -18,11 +18,15 @@ from fastloss._kernels._memory import (
     elements_to_line,
     fence,
     keep,
+    load,
     load_one,
     pointer,
     prefetch_to_write,
     put,
+    store,
+    zeros_like,
 )
+from fastloss._kernels._simd import LANES, lane_numbers, select, sum_lanes
 from fastloss._kernels.elementary import exp, log, log1p_of_sum
 from fastloss._kernels.softmax import (
     BLOCK,
@@ -56,27 +60,68 @@ def _smoothing_share(spread, weight):
 
 
 @inlined
-def _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth):
-    """Return (loss, factor, gradient at the label, log of the sum of e**(x - highest)) of a row, all in float64.
+def _loss(target, spread, highest, rest, mass, dot, offset, e, hard):
+    """Return (loss, log of the sum of e**(x - highest)), of one row or of a vector of them, all in float64.
 
-    `rest` is that sum without the label's term, `mass` and `dot` are the `soft_sums` relative to `highest`, `logit`,
-    `hard` and `smooth` the `_label_terms`. Elsewhere the gradient is factor e**(x - highest) - scale q.
+    `rest` is that sum without the label's term `e`, e**offset, `offset` the label's logit less `highest`. `mass` and
+    `dot` are the `soft_sums` relative to `highest`, `hard` the label's weight alone.
     """
+    log_total = log(rest + e)
     if target is None:
-        total, loss, at_label = rest, 0.0, 0.0
-    else:
-        offset = logit - highest
+        if spread is None:
+            return highest + log_total, log_total
+        return mass * log_total - dot, log_total
+    # Where the label is the maximum its e is 1 and the loss log1p(rest); else the loss is at least log(2).
+    loss = hard * (log1p_of_sum(rest + (e - 1.0)) - offset)
+    return loss if spread is None else loss + (mass * log_total - dot), log_total
+
+
+@inlined
+def _factors(scale, rest, mass, e, hard, smooth):
+    """Return (factor, gradient at the label) of a row, of the numbers that `_loss` takes; `smooth` is q there.
+
+    Elsewhere the gradient is factor e**(x - highest) - scale q.
+    """
+    total = rest + e
+    return scale * (hard + mass) / total, scale * ((mass * e - hard * rest) / total - smooth)
+
+
+HIGHEST, REST, MASS, DOT, OFFSET, HARD = range(6)
+"""Where the numbers of a row that `_loss` takes are among those of `LANES` rows."""
+
+
+@inlined
+def _keep_row(statistics, lane, highest, rest, mass, dot, offset, hard):
+    """Put what `_loss` takes of a row into `statistics`, in a `lane` of a vector for each number."""
+    put(statistics, HIGHEST * LANES + lane, highest)
+    put(statistics, REST * LANES + lane, rest)
+    put(statistics, MASS * LANES + lane, mass)
+    put(statistics, DOT * LANES + lane, dot)
+    put(statistics, OFFSET * LANES + lane, offset)
+    put(statistics, HARD * LANES + lane, hard)
+
+
+@shared
+def _losses_of_rows(target, spread, statistics, count, losses, out_loss, row):
+    """Return the losses of `count` rows as a vector; write them to out_loss too, from its `row` on, if there is one.
+
+    `losses` points to memory for them.
+    """
+    highest, rest = load(statistics, HIGHEST * LANES), load(statistics, REST * LANES)
+    mass, dot = load(statistics, MASS * LANES), load(statistics, DOT * LANES)
+    offset, hard = load(statistics, OFFSET * LANES), load(statistics, HARD * LANES)
+    e = zeros_like(statistics)
+    if target is not None:
         e = exp(offset)
-        total = rest + e
-        # Where the label is the maximum e is 1 and the loss log1p(rest); else the loss is at least log(2).
-        loss = hard * (log1p_of_sum(rest + (e - 1.0)) - offset)
-        at_label = scale * ((mass * e - hard * rest) / total - smooth)
-    log_total = log(total)
-    if spread is not None:
-        loss += mass * log_total - dot
-    elif target is None:
-        loss, hard = highest + log_total, 1.0
-    return loss, scale * (hard + mass) / total, at_label, log_total
+    loss, _ = _loss(target, spread, highest, rest, mass, dot, offset, e, hard)
+    loss = select(lane_numbers() < count, loss, 0.0)
+    if out_loss is not None:
+        store(losses, 0, loss)
+        inner = out_loss.shape[1]
+        for lane in range(count):
+            o = (row + lane) // inner
+            out_loss[o, row + lane - o * inner] = load_one(losses, lane)
+    return loss
 
 
 @kernel
@@ -107,8 +152,9 @@ def cross_entropy_rows(
     rows = x.shape[0] * inner
     zero = np.int64(0)  # a literal 0 would compile each function that it is passed to once more
     blocks = (classes + BLOCK - 1) // BLOCK
-    by_block = np.empty(2 * blocks)
+    by_block = np.empty(2 * blocks + 7 * LANES)
     references, factors = pointer(by_block, (0,)), pointer(by_block, (blocks,))
+    statistics, losses = pointer(by_block, (2 * blocks,)), pointer(by_block, (2 * blocks + 6 * LANES,))
     room = room_of_row(classes)
     buffer = row_buffer(x, out_gradient, 2 * room)
     home, other_home = homes(buffer, room)
@@ -121,7 +167,8 @@ def cross_entropy_rows(
         last = min(first + rows_per_block, rows)
         after = first + shares * rows_per_block  # the row behind the last
         next_o, next_i = first // inner, first % inner  # counted on, not divided for each row
-        loss_sum = 0.0
+        loss_sum = zeros_like(statistics)
+        lane = zero
         for row in range(first, last):
             o, i = next_o, next_i
             if row + 1 < last:
@@ -132,14 +179,17 @@ def cross_entropy_rows(
                 next_o, next_i = after // inner, after % inner
             source = pointer(x, (o, 0, i))
             out = pointer(out_gradient, (o, 0, i))
+            if lane == LANES:
+                loss_sum = loss_sum + _losses_of_rows(target, spread, statistics, lane, losses, out_loss, row - lane)
+                lane = zero
+            lane += 1
             label, logit, hard, smooth, mass, dot = -1, 0.0, 0.0, 0.0, 0.0, 0.0
             if target is not None:
                 label = class_index(target, o, i, classes, ignore_index)
                 if label < 0:
                     if out_gradient is not None:
                         write_zeros(out, zero, classes, streaming)
-                    if out_loss is not None:
-                        out_loss[o, i] = 0.0
+                    _keep_row(statistics, lane - 1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
                     continue
                 logit, hard, smooth = _label_terms(source, class_weight, keep_share, spread, label)
             upcoming = pointer(x, (next_o, 0, next_i))
@@ -160,17 +210,18 @@ def cross_entropy_rows(
                 mass, dot = soft_sums(source, soft, zero, classes, highest)
                 if target is not None:
                     mass = soft_mass
-            loss, factor, at_label, log_total = _finish(
-                target, spread, scale, highest, rest, mass, dot, logit, hard, smooth
-            )
-            loss_sum += loss
-            if out_loss is not None:
-                out_loss[o, i] = loss
+            _keep_row(statistics, lane - 1, highest, rest, mass, dot, logit - highest, hard)
             if out_log_softmax is not None:
                 write_log_softmax(
-                    source, highest, log_total, pointer(out_log_softmax, (o, 0, i)), zero, classes, streaming
+                    source, highest, log(rest), pointer(out_log_softmax, (o, 0, i)), zero, classes, streaming
                 )
             if out_gradient is not None:
+                e = 0.0
+                if target is not None:
+                    e = exp(logit - highest)
+                elif spread is None:
+                    hard = 1.0
+                factor, at_label = _factors(scale, rest, mass, e, hard, smooth)
                 put(factors, zero, factor)
                 if blocks > 1:  # else the reference is the maximum
                     for block in range(blocks):
@@ -180,7 +231,9 @@ def cross_entropy_rows(
                 )
                 spare = exponentials
                 home, other_home = other_home, home
-        out_sums[number] = loss_sum
+        if lane > 0:
+            loss_sum = loss_sum + _losses_of_rows(target, spread, statistics, lane, losses, out_loss, last - lane)
+        out_sums[number] = sum_lanes(loss_sum)
     if out_gradient is not None:
         write_blocks(pending, zero, blocks)
     keep(buffer)
@@ -238,7 +291,13 @@ def _finish_row(
         dot += statistics[row, chunk, 3] + statistics[row, chunk, 2] * (reference - highest)
     if spread is not None and target is not None:
         mass = soft_mass
-    loss, factor, at_label, log_total = _finish(target, spread, scale, highest, rest, mass, dot, logit, hard, smooth)
+    offset, e = logit - highest, 0.0
+    if target is not None:
+        e = exp(offset)
+    elif spread is None:
+        hard = 1.0
+    loss, log_total = _loss(target, spread, highest, rest, mass, dot, offset, e, hard)
+    factor, at_label = _factors(scale, rest, mass, e, hard, smooth)
     of_row = results[row]
     of_row[0], of_row[1], of_row[2], of_row[3] = highest, factor, at_label, log_total
     if out_loss is not None:
