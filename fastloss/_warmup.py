@@ -42,8 +42,8 @@ def warmup(
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
     classes : int or iterable of int, default (2, 10, 100, 256)
         Numbers of classes, for functions of rows. Each from 2 to 16 (8 in float64) has a kernel of its own for
-        `cross_entropy` and the softmax functions; those from there to 255 (127 in float64) share one, and larger ones
-        another.
+        `cross_entropy` and the softmax functions; those from there to 255 (127 in float64) share one, larger ones
+        another, and all of images a third.
 
     Returns
     -------
@@ -60,8 +60,9 @@ def warmup(
     Notes
     -----
     Common are calls with the default options, class indices of int64, with and without the gradient, of few elements
-    and of many, in C order. A process of one thread does not compile the loop that needs several. The cache folder is
-    that of NUMBA_CACHE_DIR, else beside the package or the user's; what lies in it serves CPUs of the same kind alone.
+    and of many, in C order, of (N, C) and of images, (N, C, pixels). A process of one thread does not compile the loop
+    that needs several. The cache folder is that of NUMBA_CACHE_DIR, else beside the package or the user's; what lies in
+    it serves CPUs of the same kind alone.
 
     References
     ----------
@@ -113,12 +114,15 @@ def _dtype_of(name: DTypeLike) -> np.dtype[Any]:
 def _common_calls(name: str, dtype: np.dtype[Any], numbers: Sequence[int]) -> Iterator[Callable[[], Any]]:
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters
-    of_indices = "ignore_index" in parameters
-    for classes in numbers if of_indices or "axis" in parameters else (1,):
+    of_indices, has_axis = "ignore_index" in parameters, "axis" in parameters
+    of_rows = of_indices or has_axis
+    for classes in numbers if of_rows else (1,):
         for rows in (1, max(-(-_threads.SERIAL_ELEMENTS // classes), _engine.FEW_ROWS)):
-            input = np.full((rows, classes), 0.5, np.float32).astype(dtype)
-            target = np.zeros(rows, np.int64) if of_indices else input
-            arguments = (input, target) if "target" in parameters else (input,)
-            yield partial(function, *arguments)
-            if "return_grad" in parameters:
-                yield partial(function, *arguments, return_grad=True)
+            for shape in ((rows, classes), (1, classes, rows)) if of_rows else ((rows, classes),):
+                input = np.full(shape, 0.5, np.float32).astype(dtype)
+                target = np.zeros(shape[:1] + shape[2:], np.int64) if of_indices else input
+                arguments = (input, target) if "target" in parameters else (input,)
+                call = partial(function, *arguments, axis=1) if has_axis else partial(function, *arguments)
+                yield call
+                if "return_grad" in parameters:
+                    yield partial(call, return_grad=True)

@@ -47,3 +47,26 @@ def test_one_block_alone() -> None:
 def test_an_exception_of_a_block_reaches_the_caller(all_threads: bool) -> None:
     with pytest.raises(ValueError, match="block 30"):
         _count(launcher(all_threads), 100, -1, 1.0, None, np.zeros(100))
+
+
+def test_arrays_of_blocks_have_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that counted references to one owner would wait for each other: all arrays are known by their parts."""
+    owners = []
+
+    def is_owner(argument: Any, know: Any = _blocks._owns_memory) -> bool:
+        if know(argument):
+            owners.append(argument.name)
+        return know(argument)
+
+    monkeypatch.setattr(_blocks, "_owns_memory", is_owner)
+
+    @numba.njit
+    def kernel(launcher: int, blocks: int, block: int, x: Any, pair: Any, absent: Any, labels: Any) -> None:
+        if _blocks.distributed(launcher, blocks, block):
+            return
+        x[0, block] += pair[0] + labels[block]
+
+    x = np.zeros((1, 3))
+    kernel(0, 3, -1, x, (1.0, 2.0), None, np.arange(3, dtype=np.int8))
+    assert owners == ["arg.x.0", "arg.labels.0"]
+    assert x.tolist() == [[1.0, 2.0, 3.0]]

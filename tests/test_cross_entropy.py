@@ -238,3 +238,18 @@ def test_few_classes_are_smoothed_by_their_kernels(classes: int, itemsize: int, 
     plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True)
     assert plan is not None
     assert plan.name == kernel
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_one_row_of_many_is_ignored_or_invalid(classes: int, dtype: type) -> None:
+    """Sixteen rows are looked at together."""
+    logits = cases.logits_of((50, classes), np.dtype(np.float32))
+    for position in range(50):
+        target = (np.arange(50) % classes).astype(dtype)
+        target[position] = 100
+        others = np.arange(50) != position
+        loss = fl.cross_entropy(logits, target, ignore_index=100)
+        assert_agree(loss, fl.cross_entropy(logits[others], target[others]), np.dtype(np.float32))
+        with pytest.raises(IndexError, match=rf"target\[{position}\] is 100, but there are {classes} classes"):
+            fl.cross_entropy(logits, target)

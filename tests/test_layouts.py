@@ -9,7 +9,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
-from tolerances import assert_agree
+from tolerances import ULPS, assert_agree
 
 import fastloss as fl
 from fastloss import _engine
@@ -166,3 +166,21 @@ def test_what_lies_between_the_elements_of_out_is_untouched() -> None:
                 between[:: steps[0], :: steps[1]] = False
                 function(logits, second, return_grad=True, out=memory[:: steps[0], :: steps[1]])
                 assert (memory[between] == 7).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [5, 2_048, 2_049])
+def test_large_images_wherever_their_gradient_begins(classes: int) -> None:
+    """What is streamed are whole lines, what lies before and behind the gradient stays as it was."""
+    shape = (2, classes, (9 << 20) // 4 // 2 // classes | 1)
+    logits, rng = cases.logits_of(shape, FLOAT32), np.random.default_rng(0)
+    target = rng.integers(0, classes, (2, shape[2]))
+    rows = np.moveaxis(logits, 1, 2).reshape(-1, classes)
+    loss, gradient = fl.cross_entropy(np.ascontiguousarray(rows), target.ravel(), return_grad=True)
+    for skipped in (0, 1, 4, 13):
+        memory = np.full(logits.size + 32, 7, np.float32)
+        out = memory[skipped : skipped + logits.size].reshape(shape)
+        assert_agree(fl.cross_entropy(logits, target, return_grad=True, out=out)[0], loss, FLOAT32)
+        assert_agree(np.moveaxis(out, 1, 2).reshape(-1, classes), gradient, FLOAT32, 3 * ULPS)
+        assert (memory[:skipped] == 7).all()
+        assert (memory[skipped + logits.size :] == 7).all()

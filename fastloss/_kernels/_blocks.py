@@ -102,7 +102,7 @@ def distributed(typingctx, launcher, blocks, block):
 def _owns_memory(argument):
     """Return whether an argument of a compiled kernel is the owner of an array's memory, the first of an array's parts.
 
-    Numba names an argument's parts by their positions.
+    Numba names an argument's parts by their positions; no other argument of a kernel begins with such a pointer.
     """
     parts = argument.name.split(".") if isinstance(argument, ir.Argument) else []
     return len(parts) == 3 and parts[0] == "arg" and parts[2] == "0" and argument.type == cgutils.voidptr_t

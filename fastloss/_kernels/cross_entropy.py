@@ -77,12 +77,14 @@ def _loss(target, spread, highest, rest, mass, dot, offset, e, hard):
 
 
 @inlined
-def _factors(scale, rest, mass, e, hard, smooth):
+def _factors(target, spread, scale, rest, mass, e, hard, smooth):
     """Return (factor, gradient at the label) of a row, of the numbers that `_loss` takes; `smooth` is q there.
 
-    Elsewhere the gradient is factor e**(x - highest) - scale q.
+    Elsewhere the gradient is factor e**(x - highest) - scale q; without any target it is the softmax.
     """
     total = rest + e
+    if target is None and spread is None:
+        return scale / total, 0.0
     return scale * (hard + mass) / total, scale * ((mass * e - hard * rest) / total - smooth)
 
 
@@ -219,9 +221,7 @@ def cross_entropy_rows(
                 e = 0.0
                 if target is not None:
                     e = exp(logit - highest)
-                elif spread is None:
-                    hard = 1.0
-                factor, at_label = _factors(scale, rest, mass, e, hard, smooth)
+                factor, at_label = _factors(target, spread, scale, rest, mass, e, hard, smooth)
                 put(factors, zero, factor)
                 if blocks > 1:  # else the reference is the maximum
                     for block in range(blocks):
@@ -294,10 +294,8 @@ def _finish_row(
     offset, e = logit - highest, 0.0
     if target is not None:
         e = exp(offset)
-    elif spread is None:
-        hard = 1.0
     loss, log_total = _loss(target, spread, highest, rest, mass, dot, offset, e, hard)
-    factor, at_label = _factors(scale, rest, mass, e, hard, smooth)
+    factor, at_label = _factors(target, spread, scale, rest, mass, e, hard, smooth)
     of_row = results[row]
     of_row[0], of_row[1], of_row[2], of_row[3] = highest, factor, at_label, log_total
     if out_loss is not None:

@@ -109,10 +109,10 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
     linear, growth, counts = sums
     zero = zeros_like(source)
     logits = _load_group(source, classes)
-    label, all_count = labels_of(labels, count, plain, len(classes), ignore_index)
+    label, all_valid = labels_of(labels, count, plain, len(classes), ignore_index)
     if out is None and class_weight is None:
-        counts = counted(counts, label, all_count)
-    if not all_count:
+        counts = counted(counts, label, all_valid)
+    if not all_valid:
         _, logits = unrolled(_counted, (), logits, label)  # what is ignored can be nan
     highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
     (rest, e_label, offset), e = unrolled(_exponential, (zero, zero, zero), logits, (highest, label))

@@ -88,14 +88,14 @@ def _step(source, class_step, labels, plain, class_weight, ignore_index, scale, 
     first, second = _load(source, class_step)
     prefetch(labels, AHEAD // 2)
     prefetch(labels, AHEAD // 2 + LANES // 2)
-    label, all_count = labels_of(labels, count, plain, 2, ignore_index)
+    label, all_valid = labels_of(labels, count, plain, 2, ignore_index)
     if out is None and class_weight is None:
-        counts = counted(counts, label, all_count)
+        counts = counted(counts, label, all_valid)
     zero, one = constant(first, 0), constant(first, 1)
     highest = select(second > first, second, first)
     # The last term is nan where the larger logit is infinite, as softmax is there.
     z = multiply_add(zero, highest, select(label == 0, second - first, first - second))
-    if not all_count:
+    if not all_valid:
         z = select(label >= 0, z, -np.inf)
     e = decay(z)
     above = select(zero > z, zero, z)

@@ -74,7 +74,7 @@ class _Writing(NamedTuple):
 
 
 @inlined_by_type
-def _class_step(array):
+def _step_of_classes(array):
     """Return how many elements lead from class to class, 0 where there is no array."""
     if isinstance(array, types.NoneType):
         return lambda array: 0
@@ -162,7 +162,8 @@ def _copy_rest(source, class_step, whole, count, tile, room, classes):
 
 @inlined_by_type
 def _lead(out, streaming):
-    """Return by how many rows the tiles, but the first, begin earlier so that they begin with whole lines of `out`.
+    """Return by how many rows the tiles, but the first, begin earlier to begin with whole lines of `out`, where its
+    classes are whole lines apart (of halves with whole vectors).
 
     So the order of the losses' sum, and its last bits, depend on where large outputs lie.
     """
@@ -189,7 +190,7 @@ def cross_entropy_planes(
         return
     scale = scale_of_rows(scale, mean, out_sums)
     out_elements = either(out_gradient, out_log_softmax)
-    class_step, out_step = _class_step(x), _class_step(out_elements)
+    class_step, out_step = _step_of_classes(x), _step_of_classes(out_elements)
     room = tile_rows + LANES
     size = classes * room
     tile_array = empty_accumulators(x, 3 * size + LANES)

@@ -283,7 +283,7 @@ def losses_of_tile(
 ):  # fmt: skip
     """Turn the logits of a tile of the rows o, [start, start + count) into what `out_*` asks for.
 
-    Return (the lanes' sums of the losses, state): see `_rows_of_tile`.
+    `out_loss` is (outer, inner), contiguous. Return (the lanes' sums of the losses, state): see `_rows_of_tile`.
     """
     loss_sum = widen(zeros_like(tile))
     for r in range(0, count, LANES):
@@ -328,9 +328,9 @@ def cross_entropy_tiles(
 ):  # fmt: skip
     """Rows of any layout, `LANES` at a time: fills the `out_*` that are not None, `out_log_softmax` without a target.
 
-    The arguments are those of `cross_entropy_rows`, but no axis need be contiguous. A tile is `tile_rows` rows, a
-    multiple of `LANES`, and `out_sums[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each thread
-    needs a tile of memory, one for an output of rows, and one with `spread`.
+    The arguments are those of `cross_entropy_rows`, but no axis of elements need be contiguous. A tile is `tile_rows`
+    rows, a multiple of `LANES`, and `out_sums[b]` the sum of the losses of the b-th `tiles_per_block` tiles. Each
+    thread needs a tile of memory, one for an output of rows, and one with `spread`.
     """
     classes, inner = x.shape[1], x.shape[2]
     if not surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):

@@ -194,10 +194,10 @@ def surveyed(launcher, block, target, classes, ignore_index, class_weight, out_s
 
 
 @inlined
-def counted(counts, label, all_count):
+def counted(counts, label, all_valid):
     """Return `counts`, how many class indices were (valid, invalid), with those that `labels_of` returned."""
     valid, invalid = counts
-    if all_count:
+    if all_valid:
         return valid + LANES, invalid
     return valid + count_lanes(label >= 0), invalid + count_lanes(label < -1)
 
@@ -226,20 +226,20 @@ def side_by_side(target, o, first, count, copy):
 
 @inlined
 def labels_of(source, count, plain, classes, ignore_index):
-    """Return (class indices, whether all count) of `LANES` rows from the pointer `source` on, the indices as int32.
+    """Return (class indices, whether all are surely valid) of `LANES` rows from the pointer `source` on, as int32.
 
     An index is -1 from the lane `count` on and where it is `ignore_index`, -2 where it is invalid. With `plain`, which
-    `survey_rows` returned for these rows, they are not looked at again. Another thread can have changed them to any
+    `survey_rows` returned for these rows, they are not checked again. Another thread can have changed them to any
     number since, so none may be part of an address.
     """
     y = load_integers(source, 0)
-    all_count = plain or (not 0 <= ignore_index < classes and count_lanes(_outside(y, classes) < 0) == 0)
+    all_valid = plain or (not 0 <= ignore_index < classes and count_lanes(_outside(y, classes) < 0) == 0)
     label = narrow(y)
-    if not all_count:
+    if not all_valid:
         label = class_indices(source, 0, 1, LANES, classes, ignore_index)
     if count < LANES:
-        label, all_count = select(lane_numbers() < count, label, constant(label, -1)), False
-    return label, all_count
+        label, all_valid = select(lane_numbers() < count, label, constant(label, -1)), False
+    return label, all_valid
 
 
 @inlined
