@@ -9,7 +9,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
-from tolerances import ULPS, assert_agree
+from tolerances import assert_agree
 
 import fastloss as fl
 from fastloss import _engine
@@ -175,12 +175,11 @@ def test_large_images_wherever_their_gradient_begins(classes: int) -> None:
     shape = (2, classes, (9 << 20) // 4 // 2 // classes | 1)
     logits, rng = cases.logits_of(shape, FLOAT32), np.random.default_rng(0)
     target = rng.integers(0, classes, (2, shape[2]))
-    rows = np.moveaxis(logits, 1, 2).reshape(-1, classes)
-    loss, gradient = fl.cross_entropy(np.ascontiguousarray(rows), target.ravel(), return_grad=True)
+    loss, gradient = fl.cross_entropy(logits.astype(np.float64), target, return_grad=True)
     for skipped in (0, 1, 4, 13):
         memory = np.full(logits.size + 32, 7, np.float32)
         out = memory[skipped : skipped + logits.size].reshape(shape)
         assert_agree(fl.cross_entropy(logits, target, return_grad=True, out=out)[0], loss, FLOAT32)
-        assert_agree(np.moveaxis(out, 1, 2).reshape(-1, classes), gradient, FLOAT32, 3 * ULPS)
+        assert_agree(out, gradient, FLOAT32)
         assert (memory[:skipped] == 7).all()
         assert (memory[skipped + logits.size :] == 7).all()

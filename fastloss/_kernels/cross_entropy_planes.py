@@ -29,8 +29,8 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, sum_lanes, widen
-from fastloss._kernels.cross_entropy_tiles import losses_of_tile, stage_soft_target, tile_like
-from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
+from fastloss._kernels.cross_entropy_tiles import losses_of_tile, stage_soft_target, tile_like, write_run
+from fastloss._kernels.softmax import lines_of, write_lanes
 from fastloss._kernels.targets import scale_of_rows, surveyed
 
 AHEAD = 2
@@ -102,14 +102,6 @@ def _copied(beside, copying):
     return _Copying(source, tile, rows, classes, ahead)
 
 
-@shared
-def _write_part(tile, out, count):
-    """Copy `count` accumulators to `out`."""
-    for i in range(0, count, LANES):
-        some = min(count - i, LANES)
-        write_lanes(out, i, load_lanes(tile, i, some, 0.0), some, False)
-
-
 @inlined
 def _writing(beside, tile, out, classes):
     """Write what precedes the whole vectors of the class at `tile`; return what is left to write then."""
@@ -117,7 +109,7 @@ def _writing(beside, tile, out, classes):
     if out is not None and beside.streaming and classes > 0:
         first, last = lines_of(out, 0, beside.to_write, True)
         if first > 0:
-            _write_part(tile, out, first)
+            write_run(tile, out, first, False)
     return _Writing(advance(tile, first), advance(out, first), first, last, classes)
 
 
@@ -132,7 +124,7 @@ def _written(beside, out, writing):
         writing = _Writing(tile, out, row, last, classes)
         if row >= last:
             if row < beside.to_write:
-                _write_part(tile, out, beside.to_write - row)
+                write_run(tile, out, beside.to_write - row, False)
             writing = _writing(
                 beside, advance(tile, beside.room - row), advance(out, beside.out_step - row), classes - 1
             )

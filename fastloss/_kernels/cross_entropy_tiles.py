@@ -138,7 +138,7 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
 
 
 @shared
-def _write_run(source, out, length, streaming):
+def write_run(source, out, length, streaming):
     """Copy `length` accumulators to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
     first, last = lines_of(out, 0, length, streaming)
     for begin, end, past in ((0, first, False), (first, last, True), (last, length, False)):
@@ -160,10 +160,10 @@ def _write_tile(tile, tile_rows, flat, array, o, start, count, streaming):
     out = pointer(array, (o, 0, start))
     if row_step == 1 and count > LANES:  # single lines far apart are faster through the caches
         for c in range(classes):
-            _write_run(advance(tile, c * tile_rows), advance(out, c * class_step), count, streaming)
+            write_run(advance(tile, c * tile_rows), advance(out, c * class_step), count, streaming)
     elif class_step == 1 and row_step == classes:
         _unstage(tile, tile_rows, flat, class_step, classes, classes, count)
-        _write_run(flat, out, count * classes, streaming)
+        write_run(flat, out, count * classes, streaming)
     else:
         _unstage(tile, tile_rows, out, class_step, row_step, classes, count)
 
