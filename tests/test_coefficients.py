@@ -41,9 +41,11 @@ def test_powers_of_eighths() -> None:
         for k, bits in enumerate(EIGHTHS):
             power = np.int32((FLOAT32.bias << FLOAT32.mantissa_bits) + bits + (k << 20)).view(np.float32)
             assert abs(float(power) - mpmath.mpf(2) ** (mpmath.mpf(k) / 8)) <= mpmath.mpf(2) ** -24
-        for r in (-mpmath.log(2) / 16, mpmath.log(2) / 16):
+        longest = mpmath.log(2) / 16
+        for step in range(-1000, 1001):
+            r = longest * step / 1000
             terms = sum(c * r**n for n, c in enumerate(EIGHTHS_COEFFICIENTS, 2))
-            assert abs(1 + r + terms - mpmath.exp(r)) <= 1.4e-9
+            assert abs(1 + r + terms - mpmath.exp(r)) <= 2.7e-8
 
 
 def test_formulas_are_those_of_the_functions() -> None:

@@ -105,14 +105,14 @@ extended = pytest.mark.skipif(
 )
 
 
-def stated_bound(name: str) -> float:
-    """Return the largest error in ulps that the function's docstring states."""
+def stated_bound(name: str, x: Any = 0.0) -> Any:
+    """Return the largest error at x in ulps that the function's docstring states."""
     text = getattr(elementary, PARTS[name][0] if name in PARTS else name).__doc__
-    stated = re.search(r"(\d+(?:\.\d+)?) ulp", text)
+    stated = re.search(r"(\d+(?:\.\d+)?) ulp(?: and \|x\| / (\d+) ulp)?", text)
     assert stated is not None, f"the docstring of {name} states no bound"
     bound = float(stated[1])
     assert bound <= (2 if name in ("exp", "exp_scaled", "log") else 3)
-    return bound
+    return bound + abs(x) / float(stated[2]) if stated[2] else bound
 
 
 def error_in_ulps(result: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -162,8 +162,8 @@ def test_error_is_within_the_stated_bound(name: str, dtype: type) -> None:
     with np.errstate(all="ignore"):
         exact = EXACT[name](x.astype(np.longdouble))
     errors = error_in_ulps(FUNCTIONS[name][0](x), exact)
-    worst = int(np.argmax(errors))
-    assert errors[worst] <= stated_bound(name), f"{errors[worst]:.4f} ulp at {float(x[worst])!r}"
+    worst = int(np.argmax(errors - stated_bound(name, x)))
+    assert errors[worst] <= stated_bound(name, x[worst]), f"{errors[worst]:.4f} ulp at {float(x[worst])!r}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -194,7 +194,7 @@ def test_error_against_mpmath(name: str, dtype: type) -> None:
                 continue
             exponent = max(mpmath.frexp(exact)[1] - 1 if exact else info.minexp, info.minexp)
             error = abs(mpmath.mpf(float(result)) - exact) / mpmath.ldexp(1, exponent - info.nmant)
-            assert error <= stated_bound(name), f"{float(error):.4f} ulp at {float(value)!r}"
+            assert error <= stated_bound(name, float(value)), f"{float(error):.4f} ulp at {float(value)!r}"
 
 
 @numba.njit(error_model="numpy")
@@ -261,8 +261,9 @@ def test_scaled_exponentials_are_normal_where_they_matter(dtype: type) -> None:
         result = function(x).astype(np.longdouble)
         exact = np.exp(x.astype(np.longdouble)) * 2.0 ** (info.nmant + 2)
         assert (result[matters] >= info.tiny).all()
-        assert (abs(result - exact)[matters] <= 1.1 * info.eps * exact[matters]).all()
-        assert ((result >= 0) & (result <= exact * (1 + 2 * info.eps)))[~matters].all()
+        allowed = stated_bound("exp_scaled", x) * info.eps * exact
+        assert (abs(result - exact) <= allowed)[matters].all()
+        assert ((result >= 0) & (result <= exact + allowed))[~matters].all()
 
 
 INF, NAN = np.inf, np.nan
