@@ -3,21 +3,24 @@
 Arguments are arrays that `_checks` has passed; those of bfloat16 can also be uint16 arrays of its bits. Which kernel
 serves which cross-entropy or softmax of logits (`nll_rows` serves all log-probabilities):
 
-| classes lie          | and a row has             | kernel                 |
-| -------------------- | ------------------------- | ---------------------- |
-| side by side         | 256 and more (1)          | `cross_entropy_rows`   |
-| side by side         | 262,144 and more          | `cross_entropy_chunks` |
-| side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks` |
-| anywhere             | 2, with class indices (2) | `cross_entropy_pairs`  |
-| side by side (3)     | 2 to 16, class indices    | `cross_entropy_few`    |
-| side by side (3)     | 2 to 16, without targets  | `softmax_few`          |
-| apart (4)            | up to 2,048 other         | `cross_entropy_planes` |
-| anywhere             | any other number          | `cross_entropy_tiles`  |
+| classes lie          | and a row has             | kernel                  |
+| -------------------- | ------------------------- | ----------------------- |
+| side by side         | 256 and more (1)          | `cross_entropy_rows`    |
+| side by side         | 262,144 and more          | `cross_entropy_chunks`  |
+| side by side         | 65,536 in under 64 rows   | `cross_entropy_chunks`  |
+| anywhere             | 2, with class indices (2) | `cross_entropy_pairs`   |
+| side by side (3)     | 2 to 16, class indices    | `cross_entropy_few`     |
+| side by side (3)     | 2 to 16, without targets  | `softmax_few`           |
+| side by side (4)     | 64 to 255 (5)             | `cross_entropy_batches` |
+| apart (6)            | up to 2,048 other         | `cross_entropy_planes`  |
+| anywhere             | any other number          | `cross_entropy_tiles`   |
 
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 (2) Without label smoothing.
 (3) As are the rows, of the outputs too. In float64 up to 8: a row of the kernel's own numbers takes 64 bytes.
-(4) The rows side by side, of the outputs too.
+(4) As are the rows of outputs.
+(5) In float64 32 to 127. The loss alone from 160 on, 80 in float64. With class indices (2) or without targets.
+(6) The rows side by side, of the outputs too.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ CHUNKS = 1 << 14
 
 FEW_BYTES = 64
 """Rows of at most so many bytes have a kernel for their number of classes, which keeps groups of them in registers."""
+
+BATCH_BYTES_FROM, BATCH_BYTES_OF_LOSS_FROM = 256, 640
+"""From rows on that take so much, batches of rows are faster than tiles: with an output of elements, and without."""
 
 TILE_ELEMENTS, TILE_ROWS = 1 << 10, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
@@ -79,6 +85,7 @@ def _load() -> SimpleNamespace:
             _simd,
             bce,
             cross_entropy,
+            cross_entropy_batches,
             cross_entropy_few,
             cross_entropy_pairs,
             cross_entropy_planes,
@@ -92,6 +99,7 @@ def _load() -> SimpleNamespace:
         "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
         "softmax_few": cross_entropy_few.softmax_few,
+        "batches": cross_entropy_batches.cross_entropy_batches,
         "planes": cross_entropy_planes.cross_entropy_planes,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "chunks": cross_entropy.cross_entropy_chunks,
@@ -212,6 +220,7 @@ def _plan(
     `for_few` is the kernel that serves few classes: "few" for class indices, "softmax_few" without targets.
     """
     of_arrays = [of_array for of_array in strides if of_array is not None]
+    of_outputs = [of_array for of_array in strides[2:] if of_array is not None]
     layout = _layout.rows(shape, of_arrays, axis)
     side_by_side = all(of_array[axis] == itemsize for of_array in of_arrays)
     if layout is None or (shape[axis] > TILE_CLASSES and not side_by_side):
@@ -223,8 +232,10 @@ def _plan(
     length = _threads.block_length(rows, classes)
     if not of_logits:
         return _plan_for("nll", layout, _threads.block_count(rows, length), (streamed, length))
-    rows_too = outer == 1 and all(
-        layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in of_arrays
+    rows_of_outputs, rows_too = (
+        outer == 1
+        and all(layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in some_arrays)
+        for some_arrays in (of_outputs, of_arrays)
     )
     if for_few == "few" and classes == 2 and not smoothed:
         length = -(-length // lanes) * lanes
@@ -235,6 +246,12 @@ def _plan(
         if for_few == "few":
             settings = None, *settings  # the smoothing, if any, is put there
         return _plan_for(for_few, layout, _threads.block_count(rows, length), settings)
+    if (
+        for_few and not smoothed and side_by_side and rows_of_outputs
+        and (BATCH_BYTES_FROM if of_outputs else BATCH_BYTES_OF_LOSS_FROM) <= row_bytes < ROW_BYTES_FROM
+    ):  # fmt: skip
+        length = -(-length // lanes) * lanes
+        return _plan_for("batches", layout, _threads.block_count(rows, length), (streamed, length))
     if not side_by_side or row_bytes < ROW_BYTES_FROM:
         most_elements, most_rows = (TILE_ELEMENTS, TILE_ROWS) if side_by_side else (RUN_ELEMENTS, RUN_ROWS)
         most_rows = max(min(most_elements // classes, most_rows, rows // TILES) // lanes, 1) * lanes
@@ -326,6 +343,8 @@ def _run_rows(
         if name == "few" and spread is not None:
             settings = (keep_share, spread, soft_mass), *settings[1:]
         arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, loss, sums)
+    elif name == "batches":
+        arguments = (x, labels, class_weight, ignore_index, scale, mean, *settings, gradient, log_softmax, loss, sums)
     elif name == "softmax_few":
         arguments = (x, *settings, gradient, log_softmax, loss)
     else:

@@ -255,7 +255,7 @@ def racing(name: str) -> None:
     Half of the calls do without the check that a kernel begins with, so that those of its blocks have to hold.
     """
     checked = _threads.run
-    for classes, rows in ((2, 20_000), (7, 10_000), (40, 2_000), (258, 1_000), (65_536 + 9, 3)):
+    for classes, rows in ((2, 20_000), (7, 10_000), (40, 2_000), (200, 1_000), (258, 1_000), (65_536 + 9, 3)):
         place = Place("end")
         rng = np.random.default_rng(classes)
         x = place.copy(rng.normal(size=(rows, classes)).astype(np.float32))

@@ -18,6 +18,7 @@ from fastloss import _threads
 from fastloss._kernels import (
     bce,
     cross_entropy,
+    cross_entropy_batches,
     cross_entropy_few,
     cross_entropy_pairs,
     cross_entropy_planes,
@@ -47,6 +48,7 @@ def main() -> None:
     check_classes(x.T, rng.integers(0, 9, 300))
     check_classes(np.ascontiguousarray(x.T), rng.integers(0, 9, 300))
     check_classes(rng.normal(0.0, 4.0, (300, 20)).astype(np.float32), rng.integers(0, 20, 300))
+    check_classes(rng.normal(0.0, 4.0, (300, 200)).astype(np.float32), rng.integers(0, 200, 300))
     check_classes(rng.normal(0.0, 4.0, (300, 2)).astype(np.float32), rng.integers(0, 2, 300))
     p = 1.0 / (1.0 + np.exp(-np.float64(x)))
     t = rng.random(x.shape).astype(np.float32)
@@ -56,6 +58,7 @@ def main() -> None:
         "rows": cross_entropy.cross_entropy_rows,
         "pairs": cross_entropy_pairs.cross_entropy_pairs,
         "few": cross_entropy_few.cross_entropy_few,
+        "batches": cross_entropy_batches.cross_entropy_batches,
         "planes": cross_entropy_planes.cross_entropy_planes,
         "tiles": cross_entropy_tiles.cross_entropy_tiles,
         "bce": bce.bce_with_logits,

@@ -91,7 +91,7 @@ def test_class_indices_of_every_integer_dtype(dtype: np.dtype[Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 3, 17])
+@pytest.mark.parametrize("classes", [2, 3, 17, 200])
 def test_weights_of_no_number_stay_in_their_rows(classes: int) -> None:
     """Those of absent classes are inf where weights are the inverse of what there is of a class."""
     ordinary = np.ones(classes, np.float32)
@@ -111,7 +111,7 @@ def test_weights_of_no_number_stay_in_their_rows(classes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 3, 16, 17])
+@pytest.mark.parametrize("classes", [2, 3, 16, 17, 200])
 def test_blocks_with_rows_to_ignore_and_without(classes: int) -> None:
     rng = cases.generator(classes)
     logits = rng.normal(size=(600, classes)).astype(np.float32)
@@ -127,7 +127,7 @@ def test_blocks_with_rows_to_ignore_and_without(classes: int) -> None:
             assert fl.cross_entropy(x, indices, ignore_index=ignored) == pytest.approx(float(truth), rel=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 17])
+@pytest.mark.parametrize("classes", [2, 3, 17, 200])
 def test_an_invalid_class_index_among_many(classes: int) -> None:
     logits = cases.generator(classes).normal(size=(40, classes)).astype(np.float32)
     for bad, position, with_grad in itertools.product((-1, classes, 1 << 32), (0, 16, 39), (False, True)):
@@ -238,6 +238,23 @@ def test_few_classes_are_smoothed_by_their_kernels(classes: int, itemsize: int, 
     plan = _engine._plan((33, classes), (strides, None, strides, None), 1, itemsize, True, "few", True)
     assert plan is not None
     assert plan.name == kernel
+
+
+@pytest.mark.parametrize(
+    ("itemsize", "with_output", "first", "last"),
+    [(2, True, 64, 255), (4, True, 64, 255), (4, False, 160, 255), (8, True, 32, 127), (8, False, 80, 127)],
+)
+def test_rows_of_medium_length_go_in_batches(itemsize: int, with_output: bool, first: int, last: int) -> None:
+    """With class indices or without targets, if outputs have their rows side by side; those of the input need not."""
+    for classes, for_few, gap, smoothed in itertools.product(
+        range(first - 1, last + 2), ("few", "softmax_few", None), (0, 64), (False, True)
+    ):
+        strides, apart = (classes * itemsize, itemsize), (classes * itemsize + gap, itemsize)
+        for output in (strides, apart) if with_output else (None,):
+            plan = _engine._plan((99, classes), (apart, None, output, None), 1, itemsize, True, for_few, smoothed)
+            assert plan is not None
+            expected = first <= classes <= last and for_few and not smoothed and (output != apart or gap == 0)
+            assert (plan.name == "batches") == bool(expected)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])

@@ -44,6 +44,7 @@ def test_one_kernel_serves_all_layouts() -> None:
     of_columns = logits.copy("F")
     for name, axis, first, *others in (
         ("rows", 1, logits, of_columns, logits[:1], logits[:, :259], logits[:, ::2]),
+        ("batches", 1, logits[:, :200].copy(), logits[:, :200], logits[:1, :64], logits[::2, 9:99]),
         ("tiles", 0, of_columns, of_columns[:, :1], of_columns[:, ::2], logits[:, ::2]),
         ("planes", 0, logits, logits[:28], logits[:, :259], logits[::2]),
     ):
@@ -168,18 +169,31 @@ def test_what_lies_between_the_elements_of_out_is_untouched() -> None:
                 assert (memory[between] == 7).all()
 
 
+def check_large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Assert that what is streamed are whole lines, and that what lies before and behind `out` stays as it was."""
+    logits, rng = cases.logits_of(shape, dtype), np.random.default_rng(0)
+    target = rng.integers(0, shape[1], shape[:1] + shape[2:])
+    target[..., ::7] = -100
+    loss, gradient = fl.cross_entropy(logits.astype(np.float64), target, return_grad=True)
+    softmax = fl.softmax(logits.astype(np.float64))
+    for skipped in (0, 1, 4, 13):
+        memory = np.full(logits.size + 32, 7, dtype)
+        out = memory[skipped : skipped + logits.size].reshape(shape)
+        assert_agree(fl.cross_entropy(logits, target, return_grad=True, out=out)[0], loss, dtype)
+        assert_agree(out, gradient, dtype)
+        assert_agree(fl.softmax(logits, out=out), softmax, dtype)
+        assert (memory[:skipped] == 7).all()
+        assert (memory[skipped + logits.size :] == 7).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [5, 2_048, 2_049])
 def test_large_images_wherever_their_gradient_begins(classes: int) -> None:
-    """What is streamed are whole lines, what lies before and behind the gradient stays as it was."""
-    shape = (2, classes, (9 << 20) // 4 // 2 // classes | 1)
-    logits, rng = cases.logits_of(shape, FLOAT32), np.random.default_rng(0)
-    target = rng.integers(0, classes, (2, shape[2]))
-    loss, gradient = fl.cross_entropy(logits.astype(np.float64), target, return_grad=True)
-    for skipped in (0, 1, 4, 13):
-        memory = np.full(logits.size + 32, 7, np.float32)
-        out = memory[skipped : skipped + logits.size].reshape(shape)
-        assert_agree(fl.cross_entropy(logits, target, return_grad=True, out=out)[0], loss, FLOAT32)
-        assert_agree(out, gradient, FLOAT32)
-        assert (memory[:skipped] == 7).all()
-        assert (memory[skipped + logits.size :] == 7).all()
+    check_large((2, classes, (9 << 20) // 4 // 2 // classes | 1), FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
+@pytest.mark.parametrize("classes", [64, 99, 255, 300])
+def test_large_rows_wherever_their_gradient_begins(classes: int, dtype: np.dtype[Any]) -> None:
+    check_large(((9 << 20) // dtype.itemsize // classes | 1, classes), dtype)

@@ -27,18 +27,35 @@ pytestmark = [
 ]
 
 HERE = pathlib.Path(__file__).parent
-KERNELS = ("rows", "pairs", "few", "tiles", "planes", "bce")
+KERNELS = ("rows", "batches", "pairs", "few", "tiles", "planes", "bce")
 LONGEST = {
     "skylake-avx512": {
-        "rows": (34, 61),
-        "pairs": (77,),
-        "few": (634,),
-        "tiles": (55, 66),
-        "planes": (36,),
-        "bce": (64,),
+        "rows": (33, 57),
+        "batches": (48, 75),
+        "pairs": (83,),
+        "few": (605,),
+        "tiles": (51, 63),
+        "planes": (34,),
+        "bce": (58,),
     },
-    "haswell": {"rows": (61, 133), "pairs": (173,), "few": (1195,), "tiles": (55,), "planes": (66,), "bce": (131,)},
-    "x86-64": {"rows": (188, 400), "pairs": (498,), "few": (3845,), "tiles": (186,), "planes": (192,), "bce": (440,)},
+    "haswell": {
+        "rows": (57, 113),
+        "batches": (47,),
+        "pairs": (159,),
+        "few": (1175,),
+        "tiles": (48,),
+        "planes": (57,),
+        "bce": (123,),
+    },
+    "x86-64": {
+        "rows": (188, 400),
+        "batches": (182,),
+        "pairs": (498,),
+        "few": (3845,),
+        "tiles": (186,),
+        "planes": (192,),
+        "bce": (405,),
+    },
 }
 """A fifth more instructions than LLVM 22 needs for each hot loop: what spills more or loses its constants is longer.
 
@@ -144,7 +161,7 @@ def test_loops_are_packed_multiply_adds(kernel: str, cpu: str, register: str, re
     assert len(loops) >= len(longest)
     assert len(loops) <= len(longest) + 1, "those of whole vectors, perhaps one of rows around their remainder"
     for hot, length in zip(loops, longest, strict=False):
-        assert count(rf"vfn?m(add|sub)\w+ps\b.*%{register}", hot) >= 7 * registers_of_vector
+        assert count(rf"vfn?m(add|sub)\w+ps\b.*%{register}", hot) >= 5 * registers_of_vector
         assert count(rf"vmulps\b.*%{register}", hot) >= registers_of_vector
         assert count(rf"vperm(d|ps)\b.*%{register}", hot) >= registers_of_vector, "powers come from a register"
         assert count(r"call", hot) == 0
@@ -185,6 +202,6 @@ def test_vectors_on_the_stack_are_aligned(kernel: str) -> None:
 
 
 def test_streamed_gradients_are_non_temporal_stores() -> None:
-    for kernel in ("rows", "planes", "bce"):
+    for kernel in ("rows", "batches", "planes", "bce"):
         assert re.search(r"vmovntp[sd]\s+%ymm", assembly("haswell")[kernel])
         assert re.search(r"\bmfence\b|\block\b", assembly("haswell")[kernel])

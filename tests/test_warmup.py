@@ -15,13 +15,13 @@ import fastloss as fl
 ROOT = pathlib.Path(fl.__file__).parent.parent
 
 KERNELS = """
-from fastloss._kernels import _blocks, _cache, bce, cross_entropy, cross_entropy_few, cross_entropy_pairs
-from fastloss._kernels import cross_entropy_planes, cross_entropy_tiles, nll, pointwise
+from fastloss._kernels import _blocks, _cache, bce, cross_entropy, cross_entropy_batches, cross_entropy_few
+from fastloss._kernels import cross_entropy_pairs, cross_entropy_planes, cross_entropy_tiles, nll, pointwise
 kernels = {
     id(value): value
     for module in (
-        _blocks, bce, cross_entropy, cross_entropy_few, cross_entropy_pairs, cross_entropy_planes, cross_entropy_tiles,
-        nll, pointwise,
+        _blocks, bce, cross_entropy, cross_entropy_batches, cross_entropy_few, cross_entropy_pairs,
+        cross_entropy_planes, cross_entropy_tiles, nll, pointwise,
     )
     for value in vars(module).values()
     if isinstance(getattr(value, "_cache", None), _cache._Cache)

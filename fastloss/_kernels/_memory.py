@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from fastloss._kernels._elements import accumulator, lane_list, narrowed, stored, widened
 from fastloss._kernels._jit import inlined_by_type
-from fastloss._kernels._simd import LANES, Vector, convert, llvm_type, splat_scalar
+from fastloss._kernels._simd import LANES, Vector, added, convert, larger, llvm_type, splat_scalar
 
 CACHE_LINE = 64
 """Bytes of a cache line, of x86-64 and of most AArch64."""
@@ -366,6 +366,44 @@ def store_two(typingctx, target, offset, first, second, streaming):
         return context.get_dummy_value()
 
     return types.void(target, offset, first, second, streaming), generate
+
+
+def _folded(combine):
+    """Return the intrinsic that combines the lanes of each of `LANES` adjoining vectors pairwise, to one vector."""
+
+    @intrinsic
+    def function(typingctx, source):
+        dtype = source.dtype
+        is_float = isinstance(accumulator(dtype), types.Float)
+
+        def generate(context, builder, signature, arguments):
+            offsets = (ir.Constant(ir.IntType(64), row * LANES) for row in range(LANES))
+            vectors = [load_vector(builder, arguments[0], offset, dtype) for offset in offsets]
+            lanes = LANES  # of each of the rows that a vector holds
+            while lanes > 1:
+                lanes //= 2
+                low = [lane for lane in range(2 * LANES) if lane // lanes % 2 == 0]
+                high = [lane + lanes for lane in low]
+                pairs = zip(vectors[::2], vectors[1::2], strict=True)
+                vectors = [
+                    combine(
+                        builder, builder.shuffle_vector(a, b, lane_list(low)),
+                        builder.shuffle_vector(a, b, lane_list(high)), is_float,
+                    )
+                    for a, b in pairs
+                ]  # fmt: skip
+            return vectors[0]
+
+        return Vector(accumulator(dtype))(source), generate
+
+    return function
+
+
+largest_of_rows = _folded(larger)
+"""Return the largest lane of each of `LANES` adjoining vectors, as a vector; lanes of nan may be passed over."""
+
+sums_of_rows = _folded(added)
+"""Return the sum of the lanes of each of `LANES` adjoining vectors, as a vector."""
 
 
 def load_vector(builder, base, offset, dtype, lanes=LANES):

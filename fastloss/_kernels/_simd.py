@@ -431,15 +431,17 @@ def _fold(combine):
     return function
 
 
-def _larger(builder, left, right, is_float):
+def larger(builder, left, right, is_float):
     compare = builder.fcmp_ordered if is_float else builder.icmp_signed
     return builder.select(compare(">", left, right), left, right)
 
 
-sum_lanes = _fold(_arithmetic("fadd", "add"))
+added = _arithmetic("fadd", "add")
+
+sum_lanes = _fold(added)
 """Return the sum of a vector's lanes, a scalar of its dtype."""
 
-max_lanes = _fold(_larger)
+max_lanes = _fold(larger)
 """Return the largest lane of a vector, a scalar of its dtype; lanes of nan may be passed over."""
 
 

@@ -33,7 +33,7 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, select, sum_lanes, widen
-from fastloss._kernels.elementary import compounded, exp_scaled, log1p_of_sum, log_of_normal, unscale
+from fastloss._kernels.elementary import compounded, exp_scaled, log1p_of_sum, log_of_normal, total_above_one, unscale
 from fastloss._kernels.softmax import write_lanes
 from fastloss._kernels.targets import (
     WEIGHT,
@@ -117,8 +117,7 @@ def _group(source, labels, plain, classes, class_weight, ignore_index, smoothing
     highest, _ = unrolled(_larger, constant(zero, -np.inf), logits, ())
     (rest, e_label, offset), e = unrolled(_exponential, (zero, zero, zero), logits, (highest, label))
     # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
-    above_one = (rest + (e_label - constant(zero, 1) / unscale(zero))) * unscale(zero)
-    above_one = select(label >= 0, above_one, zero)
+    above_one = select(label >= 0, total_above_one(rest, e_label), zero)
     total = rest + e_label
     hard = constant(zero, 1)
     if class_weight is not None:

@@ -38,7 +38,7 @@ from fastloss._kernels._memory import (
     zeros_like,
 )
 from fastloss._kernels._simd import LANES, constant, lane_numbers, select, sum_lanes, widen
-from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, unscale
+from fastloss._kernels.elementary import exp_scaled, log1p_of_sum, log_of_normal, total_above_one, unscale
 from fastloss._kernels.softmax import lines_of, load_lanes, write_lanes
 from fastloss._kernels.targets import scale_of_rows, surveyed, weight_of
 
@@ -246,7 +246,7 @@ def _rows_of_tile(
     at_label = loss
     if has_target is not None:
         # Where the label is the maximum its e is one and the loss log1p(rest); else the loss is at least log(2).
-        log_total = log1p_of_sum((rest + (e_label - constant(total, 1) / unscale(total))) * unscale(total))
+        log_total = log1p_of_sum(total_above_one(rest, e_label))
         loss = hard * (log_total - offset)
         at_label = (mass * e_label - hard * rest) * inverse - smooth * scale
     if spread is not None:

@@ -244,6 +244,15 @@ def unscale(x):
 
 
 @inlined_by_type
+def total_above_one(rest, e):
+    """Return rest + e - 1 of the sum of other exponentials and of one, both of `exp_scaled`, unscaled.
+
+    `log1p_of_sum` of it is the logarithm of all: where e is 1, the largest exponential, nothing of `rest` is lost.
+    """
+    return lambda rest, e: (rest + (e - constant(e, 1) / unscale(e))) * unscale(e)
+
+
+@inlined_by_type
 def _log_of_normal(u, correction):
     """Return log(u) + correction for a normal finite u > 0 and a tiny correction.
 
