@@ -193,11 +193,12 @@ def tile_like(array, needed, size):
 @inlined
 def _rows_of_tile(
     tile, soft_tile, tile_rows, classes, r, label, hard, has_target, spread, soft_mass, scale, out_gradient, out_log,
-    do_beside, beside, state,
+    out_loss, do_beside, beside, state,
 ):  # fmt: skip
     """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return (their losses, state).
 
-    `label` is -1 in rows to ignore: their losses and gradients are 0. Beside each vector of exponentials, the state
+    `label` is -1 in rows to ignore: their losses and gradients are 0. Without a target, losses are 0 unless there is an
+    `out_loss`: nobody needs the logarithm then. Beside each vector of exponentials, the state
     becomes do_beside(beside, state, r, c).
     """
     highest = constant(zeros_like(tile), -np.inf)
@@ -251,7 +252,7 @@ def _rows_of_tile(
         at_label = (mass * e_label - hard * rest) * inverse - smooth * scale
     if spread is not None:
         loss = loss + (mass * log_total - dot)
-    elif has_target is None:
+    elif has_target is None and out_loss is not None:
         loss = highest + log_total
     if has_target is not None:
         loss = select(label >= 0, loss, 0.0)
@@ -299,7 +300,7 @@ def losses_of_tile(
             hard = zeros_like(tile)
         loss, state = _rows_of_tile(
             tile, soft_tile, tile_rows, classes, r, label, hard, target, spread, soft_mass, scale, out_gradient,
-            out_log, do_beside, beside, state,
+            out_log, out_loss, do_beside, beside, state,
         )  # fmt: skip
         if out_loss is not None:
             write_lanes(pointer(out_loss, (o, start + r)), 0, loss, min(count - r, LANES), False)
