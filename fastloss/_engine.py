@@ -18,7 +18,7 @@ serves which cross-entropy or softmax of logits (`nll_rows` serves all log-proba
 (1) In float64 128 and more: a row of the kernel's own numbers takes 1 KiB.
 (2) Without label smoothing.
 (3) As are the rows, of the outputs too. In float64 up to 8: a row of the kernel's own numbers takes 64 bytes.
-(4) As are the rows of outputs.
+(4) As are the rows of outputs; those of the input are at equal distances.
 (5) In float64 32 to 127. The loss alone from 160 on, 80 in float64. With class indices (2) or without targets.
 (6) The rows side by side, of the outputs too.
 """
@@ -37,7 +37,7 @@ from fastloss import _checks, _layout, _reduction, _threads
 from fastloss._kernels._apart import apart
 
 ROW_BYTES_FROM = 1 << 10
-"""From classes on that take so much, lanes over the classes of a row are faster than lanes over rows."""
+"""From classes on that take so much, one row at a time is faster than a tile or a batch of rows."""
 
 CHUNKS_FROM = 1 << 18
 """From so many classes on, the threads share each row: its exponentials would no longer fit in a thread's cache."""
@@ -52,7 +52,7 @@ FEW_BYTES = 64
 """Rows of at most so many bytes have a kernel for their number of classes, which keeps groups of them in registers."""
 
 BATCH_BYTES_FROM, BATCH_BYTES_OF_LOSS_FROM = 256, 640
-"""From rows on that take so much, batches of rows are faster than tiles: with an output of elements, and without."""
+"""From classes on that take so much, batches of rows are faster than tiles: with an output of elements, and without."""
 
 TILE_ELEMENTS, TILE_ROWS = 1 << 10, 128
 """A tile of rows whose classes lie side by side has at most so many elements and rows: the first-level cache holds it,
@@ -232,22 +232,22 @@ def _plan(
     length = _threads.block_length(rows, classes)
     if not of_logits:
         return _plan_for("nll", layout, _threads.block_count(rows, length), (streamed, length))
-    rows_of_outputs, rows_too = (
-        outer == 1
-        and all(layout.row_axis is None or of_array[layout.row_axis] == classes * itemsize for of_array in some_arrays)
-        for some_arrays in (of_outputs, of_arrays)
-    )
+
+    def rows_adjoin(some_arrays: list[tuple[int, ...]]) -> bool:
+        row, step = layout.row_axis, classes * itemsize
+        return outer == 1 and all(row is None or of_array[row] == step for of_array in some_arrays)
+
     if for_few == "few" and classes == 2 and not smoothed:
         length = -(-length // lanes) * lanes
         return _plan_for("pairs", layout, _threads.block_count(rows, length), (length,))
-    if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_too:
+    if for_few and classes > 1 and row_bytes <= FEW_BYTES and side_by_side and rows_adjoin(of_arrays):
         length = -(-length // lanes) * lanes
         settings: tuple[Any, ...] = (None,) * classes, length
         if for_few == "few":
             settings = None, *settings  # the smoothing, if any, is put there
         return _plan_for(for_few, layout, _threads.block_count(rows, length), settings)
     if (
-        for_few and not smoothed and side_by_side and rows_of_outputs
+        for_few and not smoothed and side_by_side and rows_adjoin(of_outputs)
         and (BATCH_BYTES_FROM if of_outputs else BATCH_BYTES_OF_LOSS_FROM) <= row_bytes < ROW_BYTES_FROM
     ):  # fmt: skip
         length = -(-length // lanes) * lanes

@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 
 from fastloss import _checks, _engine, _threads, functional
 
-_CLASSES = (2, 10, 40, 200, 256)
-"""Numbers of classes that different kernels serve."""
+_CLASSES = (2, 10, 24, 100, 200, 256)
+"""Numbers of classes that different kernels serve, in float32 and in float64."""
 
 _FUNCTIONS = sorted(
     name
@@ -40,7 +40,7 @@ def warmup(
         Names of functions of fastloss; by default all of them.
     dtypes : dtype or iterable of dtype, default float32
         Of the inputs: float16, bfloat16 (of ml_dtypes; it serves torch's too), float32, float64.
-    classes : int or iterable of int, default (2, 10, 40, 200, 256)
+    classes : int or iterable of int, default (2, 10, 24, 100, 200, 256)
         Numbers of classes, for functions of rows. Each from 2 to 16 (8 in float64) has a kernel of its own for
         `cross_entropy` and the softmax functions; those from there to 63 (31) share one, those from 64 to 255 (127),
         losses alone from 160 (80) on, another, larger ones a third, and all of images a fourth.

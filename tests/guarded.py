@@ -324,7 +324,7 @@ def large_cases(name: str) -> Iterator[Work]:
         if of_classes:
             cases = [((3, 65_536 + 9), "contiguous"), ((2, elements // 2 + 1), "contiguous")]
         if of_classes and name != "logsumexp":  # whose output is small
-            cases += [((elements // classes + 1, classes), "contiguous") for classes in (2, 100, 1003)]
+            cases += [((elements // classes + 1, classes), "contiguous") for classes in (2, 24, 100, 1003)]
             cases += [((elements // classes + 1, classes), "class-strided") for classes in (7, 20)]
         for position, (shape, layout) in enumerate(cases):
             places = Place("end", layout), Place("begin", layout, skipped=1)

@@ -21,8 +21,10 @@ ROUTES = {
     "chunks": (3, 70_001),
     "pairs": (40_011, 2),
     "few": (20_011, 5),
-    "tiles": (700, 100),
+    "tiles": (700, 60),
+    "batches": (700, 200),
 }
+STREAMED_BATCHES = (33_001, 70)
 CLASS_STRIDED = (3, 19, 1_003)
 STREAMED_IMAGES = (2, 19, 60_001)
 ELEMENTS = (7, 30_011)
@@ -30,7 +32,8 @@ ELEMENTS = (7, 30_011)
 
 def calls() -> Iterator[tuple[str, Any]]:
     """Yield (name, result) of each loss by each route, all large enough for all threads."""
-    for route, shape in (*ROUTES.items(), ("class-strided", CLASS_STRIDED), ("streamed images", STREAMED_IMAGES)):
+    streamed = ("streamed batches", STREAMED_BATCHES), ("streamed images", STREAMED_IMAGES)
+    for route, shape in (*ROUTES.items(), ("class-strided", CLASS_STRIDED), *streamed):
         rng = np.random.default_rng(0)
         x = rng.normal(0.0, 3.0, shape).astype(np.float32)
         labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))

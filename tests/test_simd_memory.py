@@ -245,6 +245,22 @@ def test_stream_at_every_alignment(stored: Any) -> None:
 
 
 @njit
+def _of_rows(x: np.ndarray, sums: np.ndarray, largest: np.ndarray) -> None:
+    rows = _memory.pointer(x, (0, 0))
+    _memory.store(_memory.pointer(sums, (0,)), 0, _memory.sums_of_rows(rows))
+    _memory.store(_memory.pointer(largest, (0,)), 0, _memory.largest_of_rows(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_a_square(dtype: type) -> None:
+    x = np.random.default_rng(0).integers(-1000, 1000, (LANES, LANES)).astype(dtype)
+    sums, largest = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    _of_rows(x, sums, largest)
+    np.testing.assert_array_equal(sums, x.sum(axis=1))
+    np.testing.assert_array_equal(largest, x.max(axis=1))
+
+
+@njit
 def _corner(x: np.ndarray, i: int, j: int, count: int) -> float:
     return _memory.load_one(_memory.advance(_memory.pointer(x, (i, j)), count), 0)
 

@@ -79,6 +79,21 @@ def test_a_number_of_classes_has_its_kernel(tmp_path: pathlib.Path) -> None:
         assert counts(f"import numpy as np, fastloss as fl\n{call}", tmp_path) == (0, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_other_number_of_classes_compiles_anything(tmp_path: pathlib.Path, dtype: str) -> None:
+    """Beyond those that have kernels of their own."""
+    counts(f"import fastloss as fl\nfl.warmup('cross_entropy', '{dtype}')", tmp_path)
+    calls = f"""
+import numpy as np, fastloss as fl
+for classes in (2, 20, 24, 31, 32, 63, 64, 79, 80, 127, 128, 159, 160, 255, 256, 1000):
+    x, y = np.ones((33, classes), '{dtype}'), np.zeros(33, np.int64)
+    fl.cross_entropy(x, y)
+    fl.cross_entropy(x, y, return_grad=True)
+"""
+    assert counts(calls, tmp_path)[0] == 0
+
+
 def test_bfloat16_by_its_name(tmp_path: pathlib.Path) -> None:
     compiled, _ = counts(
         "import fastloss as fl, numpy as np\nfl.warmup('softmax', 'bfloat16', np.array([2]))", tmp_path

@@ -22,6 +22,7 @@ from fastloss._kernels._memory import (
     elements_to_line,
     empty_accumulators,
     fence,
+    if_needed,
     keep,
     largest_of_rows,
     load,
@@ -42,7 +43,7 @@ from fastloss._kernels.softmax import lines_of, write_lanes, write_zeros
 from fastloss._kernels.targets import scale_of_rows, surveyed
 
 HIGHEST, LOGIT, FACTOR, TERM = range(4)
-"""Where numbers of a row are among those of a batch: its largest logit, the label's, and the two that `_give` takes."""
+"""Where numbers of a row are among those of a batch: its largest logit, the label's, and two that `_give` takes."""
 
 
 class _Pending(NamedTuple):
@@ -51,14 +52,6 @@ class _Pending(NamedTuple):
     results: Any
     out: Any
     left: int
-
-
-@inlined_by_type
-def _pending(results, out, left):
-    """Return the `_Pending`, None where `out` is None."""
-    if isinstance(out, types.NoneType):
-        return lambda results, out, left: None
-    return lambda results, out, left: _Pending(results, out, left)
 
 
 @inlined_by_type
@@ -78,14 +71,6 @@ def _streamed(pending, most):
 
 
 @inlined_by_type
-def _finished(pending):
-    """Write all that is pending."""
-    if isinstance(pending, types.NoneType):
-        return lambda pending: None
-    return lambda pending: _streamed(pending, pending.left)
-
-
-@inlined_by_type
 def _empty_like(out, size):
     """Return a new array for `size` elements like those of `out`, None for None."""
     if isinstance(out, types.NoneType):
@@ -102,7 +87,7 @@ def _take(source, row_step, count, classes, target, labels, batch, room, lanes, 
     last = classes - LANES
     for r in range(count):
         of_row, row = advance(source, r * row_step), advance(batch, r * room)
-        store(row, classes, constant(zeros_like(batch), -np.inf))  # the next row is written over what this is too much
+        store(row, classes, constant(zeros_like(batch), -np.inf))  # what reaches into the next row is overwritten
         highest = load(of_row, last)
         store(row, last, highest)
         for i in range(0, last, LANES):
@@ -142,12 +127,13 @@ def _give(batch, room, count, classes, target, labels, numbers, out_gradient, re
     """Make results of the batch's rows, one after the other.
 
     They are the factor times the exponential, the term in the place of the label; without `out_gradient` they are the
-    logit less both.
+    logit less the largest one and the term.
     """
     last = classes - LANES
     for r in range(count):
         row, of_row = advance(batch, r * room), advance(results, r * classes)
-        factor, term = load_one(numbers, FACTOR * LANES + r), load_one(numbers, TERM * LANES + r)
+        highest, factor = load_one(numbers, HIGHEST * LANES + r), load_one(numbers, FACTOR * LANES + r)
+        term = load_one(numbers, TERM * LANES + r)
         if target is not None and load_one(labels, r) < 0:
             write_zeros(of_row, 0, classes, False)
         elif out_gradient is not None:
@@ -158,8 +144,8 @@ def _give(batch, room, count, classes, target, labels, numbers, out_gradient, re
                 put(of_row, load_one(labels, r), term)
         else:
             for i in range(0, last, LANES):
-                store(of_row, i, (load(row, i) - factor) - term)
-            store(of_row, last, (load(row, last) - factor) - term)
+                store(of_row, i, (load(row, i) - highest) - term)
+            store(of_row, last, (load(row, last) - highest) - term)
 
 
 @shared
@@ -171,13 +157,13 @@ def _write(
         if not streaming:
             _give(batch, room, count, classes, target, labels, numbers, out_gradient, out)
         else:
-            _finished(pending)
+            _streamed(pending, LANES * room)
             _give(batch, room, count, classes, target, labels, numbers, out_gradient, staged)
             stop = count * classes
             first, last = lines_of(out, 0, stop, True)
             write_run(staged, out, first, False)
             write_run(advance(staged, last), advance(out, last), stop - last, False)
-            pending = _pending(advance(staged, first), advance(out, first), last - first)
+            pending = _Pending(advance(staged, first), advance(out, first), last - first)
     return pending
 
 
@@ -188,10 +174,10 @@ def cross_entropy_batches(
 ):  # fmt: skip
     """Rows of at least `LANES` classes side by side: fills the `out_*` that are not None, and the sums of the losses.
 
-    The arguments are those of `cross_entropy_rows`, but `outer` is 1, and the rows of `out_gradient` and
-    `out_log_softmax`, which there is without a target, lie side by side too. `rows_per_block` is a multiple of `LANES`.
-    Each thread needs `LANES` rows of memory and, with `streaming`, as many for the results. Up to 255 classes in
-    float32 the former stay in the first-level cache: `cross_entropy_rows` serves more.
+    The arguments are those of `cross_entropy_rows`, without those of soft targets, but `outer` is 1, and the rows of
+    `out_gradient` and `out_log_softmax`, which there is without a target, lie side by side too. `rows_per_block` is a
+    multiple of `LANES`. Each thread needs `LANES` rows of memory and, with `streaming`, as many for the results. Up to
+    255 classes in float32 the former stay in the first-level cache: `cross_entropy_rows` serves more.
     """
     classes, rows = x.shape[1], x.shape[2]
     if not surveyed(launcher, block, target, classes, ignore_index, class_weight, out_sums):
@@ -201,7 +187,7 @@ def cross_entropy_batches(
     scale = scale_of_rows(scale, mean, out_sums)
     row_step = x.strides[2] // x.itemsize
     room = (classes + LANES - 1) // LANES * LANES
-    array = empty_accumulators(x, LANES * (LANES + 4 + room + 2))
+    array = empty_accumulators(x, LANES * (LANES + 4 + room + 2))  # with one for what `_take` writes behind the rows
     lanes = pointer(array, (0,))
     lanes = advance(lanes, elements_to_line(lanes))
     numbers = advance(lanes, LANES * LANES)
@@ -211,7 +197,7 @@ def cross_entropy_batches(
     out_elements = either(out_gradient, out_log_softmax)
     staged_array = _empty_like(out_elements, LANES * classes if streaming else 0)
     staged = pointer(staged_array, (0,))
-    pending = _pending(staged, pointer(out_elements, (0, 0, 0)), np.int64(0))
+    pending = if_needed(out_elements, _Pending(staged, pointer(out_elements, (0, 0, 0)), np.int64(0)))
     zero = zeros_like(batch)
     loss_sum = widen(zero)
     first = block * rows_per_block
@@ -243,8 +229,6 @@ def cross_entropy_batches(
             log_total = log_of_normal(rest * unscale(rest))
             loss = highest + log_total
             factor, term = constant(zero, scale) / rest, log_total
-            if out_log_softmax is not None:
-                factor = highest
         store(numbers, FACTOR * LANES, factor)
         store(numbers, TERM * LANES, term)
         pending = _write(
@@ -254,7 +238,7 @@ def cross_entropy_batches(
         if out_loss is not None:
             write_lanes(pointer(out_loss, (0, start)), 0, loss, count, False)
         loss_sum = loss_sum + widen(select(lane_numbers() < count, loss, 0.0))
-    _finished(pending)
+    _streamed(pending, LANES * room)
     keep(array)
     keep(label_array)
     keep(staged_array)

@@ -1,9 +1,9 @@
 """Cross-entropy, log-sum-exp and softmax with lanes that run over the rows.
 
-It serves what no other kernel does: fewer classes than those of `cross_entropy`, for which what is done once for a row
-would take longest, and classes that do not lie side by side in memory. A tile of some rows is turned class-major in a
-cache, widened on the way, so that each class of `LANES` rows is one vector whatever the layout was. The formulas are
-those of `cross_entropy`.
+It serves what no other kernel does (see the table in `_engine`): fewer classes than those of `cross_entropy`, for which
+what is done once for a row would take longest, and classes that do not lie side by side in memory. A tile of some rows
+is turned class-major in a cache, widened on the way, so that each class of `LANES` rows is one vector whatever the
+layout was. The formulas are those of `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _unstage(tile, tile_rows, out, class_step, row_step, classes, count):
 
 @shared
 def write_run(source, out, length, streaming):
-    """Copy `length` accumulators to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
+    """Copy `length` elements to `out`, whole cache lines past the caches if `streaming`; a `fence` must follow."""
     first, last = lines_of(out, 0, length, streaming)
     for begin, end, past in ((0, first, False), (first, last, True), (last, length, False)):
         i = begin
@@ -198,8 +198,8 @@ def _rows_of_tile(
     """Turn the logits of the rows [r, r + LANES) of a tile into what `out_*` asks for; return (their losses, state).
 
     `label` is -1 in rows to ignore: their losses and gradients are 0. Without a target, losses are 0 unless there is an
-    `out_loss`: nobody needs the logarithm then. Beside each vector of exponentials, the state
-    becomes do_beside(beside, state, r, c).
+    `out_loss`: nobody needs the logarithm then. Beside each vector of exponentials, the state becomes
+    do_beside(beside, state, r, c).
     """
     highest = constant(zeros_like(tile), -np.inf)
     for c in range(classes):

@@ -194,14 +194,14 @@ def _by_eighths(number):
 
 @inlined_by_type
 def exp_scaled(x):
-    """Return e**x over `unscale(x)` for x <= 0: at most 1.2 ulp and |x| / 20 ulp; nan for nan.
+    """Return e**x over `unscale(x)` for x <= 0: at most 1.2 ulp and by eighths |x| / 20 ulp; nan for nan.
 
     Where e**x is below half the smallest subnormal it is anything from 0 to the truth, 0 at -inf. It costs seven
-    operations less than `exp`. The caller multiplies by `unscale(x)` in the end: so e**x is right down to the last
-    subnormal although nothing in between is subnormal.
+    operations less than `exp`, by eighths ten. The caller multiplies by `unscale(x)` in the end: so e**x is right down
+    to the last subnormal although nothing in between is subnormal.
 
-    It is made for differences of logits, whose own rounding errs by |x| / 4 ulp and more: so by eighths it takes of
-    ln(2) / 8 what float32 holds.
+    It is made for differences of logits, whose own rounding, unless they are exact, errs by |x| / 4 ulp and more: so by
+    eighths it takes of ln(2) / 8 what float32 holds.
     """
     return _scaled_exponential(x, exact=False)
 
