@@ -32,7 +32,7 @@ LONGEST = {
     "skylake-avx512": {
         "rows": (33, 57),
         "batches": (48, 75),
-        "pairs": (83,),
+        "pairs": (77,),
         "few": (605,),
         "tiles": (51, 63),
         "planes": (34,),
@@ -161,7 +161,8 @@ def test_loops_are_packed_multiply_adds(kernel: str, cpu: str, register: str, re
     assert len(loops) >= len(longest)
     assert len(loops) <= len(longest) + 1, "those of whole vectors, perhaps one of rows around their remainder"
     for hot, length in zip(loops, longest, strict=False):
-        assert count(rf"vfn?m(add|sub)\w+ps\b.*%{register}", hot) >= 5 * registers_of_vector
+        fewest = 6 if kernel in ("pairs", "bce") else 5  # as many take an exponential, by ln(2) in two parts and in one
+        assert count(rf"vfn?m(add|sub)\w+ps\b.*%{register}", hot) >= fewest * registers_of_vector
         assert count(rf"vmulps\b.*%{register}", hot) >= registers_of_vector
         assert count(rf"vperm(d|ps)\b.*%{register}", hot) >= registers_of_vector, "powers come from a register"
         assert count(r"call", hot) == 0

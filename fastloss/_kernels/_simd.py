@@ -432,6 +432,7 @@ def _fold(combine):
 
 
 def larger(builder, left, right, is_float):
+    """Return the larger one lane by lane, the right one where there is nan."""
     compare = builder.fcmp_ordered if is_float else builder.icmp_signed
     return builder.select(compare(">", left, right), left, right)
 

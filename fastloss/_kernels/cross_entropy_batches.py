@@ -157,7 +157,7 @@ def _write(
         if not streaming:
             _give(batch, room, count, classes, target, labels, numbers, out_gradient, out)
         else:
-            _streamed(pending, LANES * room)
+            _streamed(pending, LANES * room)  # all that is left
             _give(batch, room, count, classes, target, labels, numbers, out_gradient, staged)
             stop = count * classes
             first, last = lines_of(out, 0, stop, True)

@@ -89,8 +89,8 @@ CROSSOVERS = {
 
 The last ones hold for more classes and for those that are not the last axis or do not lie side by side in it, and those
 of functions without classes for all. They are elements of the input, but the targets' of `nll_loss` without a gradient,
-which reads no others. Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2 and of one with
-AVX-512, the larger one rounded up to a power of two.
+which reads no others. Measured by `python -m benchmarks.crossovers` on 2 cores of an AMD EPYC with AVX2, rounded up to
+a power of two; `cross_entropy` on one with AVX-512 too, of which the larger ones are here.
 """
 
 _LEAST = {name: min(map(min, crossovers)) for name, crossovers in CROSSOVERS.items()}
